@@ -1,0 +1,1 @@
+"""The embedded world: small scenes with everything a vision-language task needs."""

@@ -1,0 +1,1 @@
+"""Everything random or derived, made once a step."""

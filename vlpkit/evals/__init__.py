@@ -1,0 +1,1 @@
+"""Evaluators: run(model) yields (name, value)."""

@@ -1,0 +1,1 @@
+"""Blocks and embeddings that every part is made of."""

@@ -1,0 +1,1 @@
+"""Losses over streams; none owns a parameter."""
