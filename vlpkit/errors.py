@@ -1,0 +1,49 @@
+"""One exception per kind of mistake, each a sentence that names the place, what was found, what is accepted and the remedy.
+Standard library only: the cheap checks import this before anything heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class VlpError(Exception):
+    """A mistake the user can mend; the command line prints it alone and exits with code 2."""
+
+
+class ConfigError(VlpError):
+    """The configuration asks for something that does not exist or does not fit."""
+
+
+class AssemblyError(VlpError):
+    """The parts do not make a model: a missing part, a tie without effect, widths that differ, a parameter nobody reaches."""
+
+
+class DataError(VlpError):
+    """The data cannot be used: missing or empty shards, too many bad samples, a manifest that disagrees."""
+
+
+class WeightsError(VlpError):
+    """Outside weights do not fit: a key left over, a key missing, a shape that differs."""
+
+
+class ResumeError(VlpError):
+    """A run cannot be continued: another model, other data, no readable checkpoint."""
+
+
+class MissingExtra(VlpError):
+    """An optional library is absent."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(f"{what} needs {library}: pip install 'vlpkit[{extra}]'")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A closing question such as "Did you mean 'fusion'?", or "" when nothing is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def several(problems: Sequence[str]) -> str:
+    """All problems at once, one paragraph each."""
+    return "\n".join(problems)
