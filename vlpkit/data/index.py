@@ -1,0 +1,140 @@
+"""All samples of all shards under one stable number each: number to (shard, key, where its members lie).
+Made before training, so that the length is known and a bad shard is named while there is still time to mend it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlpkit.data.recent import Recent
+from vlpkit.data.table import Shard, Table, load_shard, load_table
+from vlpkit.data.tarscan import Flaw
+from vlpkit.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_TABLES = 64  # shards whose tables are held at a time
+_PATIENCE = 10.0  # seconds between lines of progress
+_NAMED = 10  # damaged shards named in a message
+
+
+class Entry(NamedTuple):
+    """One sample.
+
+    `members` maps extension to (byte offset, byte size) within the shard.
+    """
+
+    shard: Shard
+    key: str
+    members: dict[str, tuple[int, int]]
+
+
+class Index:
+    """Samples 0..n-1 in shard order, then in file order.
+
+    Args:
+        shards: S shards.
+        folder: where their tables are cached; None: nowhere.
+        held: packed tables that no file holds, by path.
+    """
+
+    def __init__(self, shards: Sequence[Shard], *, folder: Path | None, held: dict[str, bytes] | None = None) -> None:
+        self.shards = tuple(shards)
+        self.sizes: NDArray[np.int64] = np.array([shard.samples for shard in self.shards], dtype=np.int64)
+        self._ends = np.cumsum(self.sizes)
+        self._folder, self._held = folder, held or {}
+        self._tables: Recent[int, Table | None] = Recent(self._load, limit=_TABLES)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over base names, sizes and key lists of the shards, in order: equal when every sample has the same number."""
+        return hashlib.sha256("\n".join(shard.digest for shard in self.shards).encode()).hexdigest()
+
+    @property
+    def flaws(self) -> Counter[str]:
+        """Damaged shards by reason."""
+        return Counter(flaw.reason for shard in self.shards for flaw in shard.flaws)
+
+    def shard_of(self, number: int) -> tuple[int, int]:
+        """(shard, row within it) of a global sample number. Raises IndexError outside [0, len)."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} is outside an index of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        return shard, int(number - (self._ends[shard] - self.sizes[shard]))
+
+    def entry(self, number: int) -> Entry | None:
+        """The sample with this global number; None when its shard has changed or gone since the index was made."""
+        at, row = self.shard_of(number)
+        table = self._tables.get(at)
+        return None if table is None else Entry(self.shards[at], table.keys[row], table.members(row))
+
+    def _load(self, at: int) -> Table | None:
+        shard = self.shards[at]
+        if shard.path in self._held:
+            return Table.unpack(self._held[shard.path])
+        return load_table(shard, folder=self._folder)
+
+
+def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, key: str = "data.shards") -> Index:
+    """Index shards, from the cache where it still holds.
+
+    Args:
+        shards: paths, as `shardlist.expand` gives them.
+        cache: folder for tables, made when absent; None: nothing is cached.
+        max_bad_share: share of the shards that may be damaged; their readable samples are kept and the damage is counted.
+        key: configuration key named in refusals.
+
+    Raises:
+        DataError: more shards are damaged than that, each named with its reason, or no sample is left.
+    """
+    folder = None if cache is None else Path(cache) / "index"
+    found: list[Shard] = []
+    held: dict[str, bytes] = {}
+    then = time.monotonic()
+    for number, path in enumerate(shards):
+        try:
+            shard, body = load_shard(path, folder=folder)
+        except OSError as error:
+            shard, body = Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),)), None
+        found.append(shard)
+        if body is not None:
+            held[path] = body
+        if time.monotonic() - then > _PATIENCE:
+            log.info("%s: indexed %d of %d shards", key, number + 1, len(shards))
+            then = time.monotonic()
+    if held and folder is not None:
+        log.warning("%s: %s cannot be written, so the index is made anew at every start. Set paths.cache to a writable folder.", key, folder)
+    _judge(found, max_bad_share, key)
+    return Index(found, folder=folder, held=held)
+
+
+def _judge(shards: Sequence[Shard], max_bad_share: float, key: str) -> None:
+    for shard in shards:
+        for note in shard.notes:
+            log.warning("%s: %s: %s", key, shard.path, note)
+    bad = [shard for shard in shards if shard.flaws]
+    lines = [f"  {shard.path}: " + "; ".join(f"{flaw.reason} ({flaw.detail})" for flaw in shard.flaws) for shard in bad]
+    shown = "\n".join(lines[:_NAMED] + [f"  and {len(lines) - _NAMED} more"] * (len(lines) > _NAMED))
+    if not sum(shard.samples for shard in shards):
+        raise DataError(f"{key}: {len(shards)} shards hold no sample.\n{shown}\nFetch them again, or name others.")
+    if not bad:
+        return
+    share = len(bad) / len(shards)
+    if share > max_bad_share:
+        needed = -(-len(bad) * 1000 // len(shards)) / 1000
+        raise DataError(
+            f"{key}: {len(bad)} of {len(shards)} shards are damaged, and data.max_bad_share={max_bad_share:g} permits {int(max_bad_share * len(shards))}.\n{shown}\n"
+            f"Fetch them again or leave them out of {key}; data.max_bad_share={needed:g} would train on what is readable in them."
+        )
+    log.warning("%s: %d of %d shards are damaged; their readable samples are used (data.max_bad_share=%g):\n%s", key, len(bad), len(shards), max_bad_share, shown)

@@ -1,0 +1,231 @@
+"""The samples of one shard as a compact table, and its cache file: some 35 bytes a sample, valid while the shard's size and
+time stamp stay the same. A cache that cannot be believed is made anew, silently: it holds nothing that the shard does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlpkit.data.tarscan import BLOCK, Flaw, Member, Scan, scan
+
+_MAGIC = b"vlpkit shard table 1\n"
+_KEYED = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's rule: up to the first dot of the base name, folder kept
+_META = re.compile(r"__[^/]*__($|/)")  # members about the shard, which webdataset passes over
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What is known of a shard without its table.
+
+    Args:
+        path: absolute path.
+        size: bytes of the file.
+        mtime_ns: time stamp of the file.
+        samples: number of keys.
+        digest: sha256 over base name, size and keys.
+        flaws: why it is a damaged shard; empty for a whole one.
+        notes: oddities that lose nothing.
+        crc: of the table's bytes in the cache.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    samples: int
+    digest: str
+    flaws: tuple[Flaw, ...] = ()
+    notes: tuple[str, ...] = ()
+    crc: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where the members of a shard's samples lie.
+
+    Args:
+        keys: S sample keys in order of appearance.
+        extensions: names that `ext` counts.
+        starts: (S + 1,) uint32, first member of each sample.
+        ext: (M,) uint16 extension of each member.
+        block: (M,) uint32 offset of the payload in units of 512 bytes.
+        size: (M,) uint32 bytes of the payload.
+    """
+
+    keys: tuple[str, ...]
+    extensions: tuple[str, ...]
+    starts: NDArray[np.uint32]
+    ext: NDArray[np.uint16]
+    block: NDArray[np.uint32]
+    size: NDArray[np.uint32]
+
+    def members(self, row: int) -> dict[str, tuple[int, int]]:
+        """Extension to (byte offset, byte size) for one sample."""
+        span = range(int(self.starts[row]), int(self.starts[row + 1]))
+        return {self.extensions[self.ext[m]]: (int(self.block[m]) * BLOCK, int(self.size[m])) for m in span}
+
+    def pack(self) -> bytes:
+        """The table as bytes, read back by `unpack`."""
+        names = [word.encode("utf-8", "surrogateescape") for word in (*self.extensions, *self.keys)]
+        head = np.array([len(self.keys), len(self.ext), len(self.extensions)], dtype="<u4")
+        arrays = (self.starts.astype("<u4"), self.block.astype("<u4"), self.size.astype("<u4"), self.ext.astype("<u2"))
+        return b"".join([head.tobytes(), *(a.tobytes() for a in arrays), b"\0".join(names)])
+
+    @staticmethod
+    def unpack(body: bytes) -> Table:
+        """What `pack` wrote."""
+        samples, members, extensions = (int(n) for n in np.frombuffer(body, "<u4", 3))
+        lengths = [("<u4", samples + 1), ("<u4", members), ("<u4", members), ("<u2", members)]
+        at, arrays = 12, []
+        for kind, length in lengths:
+            arrays.append(np.frombuffer(body, kind, length, at))
+            at += arrays[-1].nbytes
+        names = tuple(word.decode("utf-8", "surrogateescape") for word in body[at:].split(b"\0")) if samples else ()
+        return Table(names[extensions:], names[:extensions], arrays[0], arrays[3], arrays[1], arrays[2])
+
+
+def load_shard(path: str, *, folder: Path | None) -> tuple[Shard, bytes | None]:
+    """A shard from its cache file in `folder`, else from the tar itself, whose table is then cached.
+
+    Returns:
+        The shard, and its packed table when no file holds it (no folder, or one that cannot be written).
+
+    Raises:
+        OSError: the shard cannot be read.
+    """
+    stat = os.stat(path)
+    cached = _read_head(_cache_file(path, folder), path, stat) if folder is not None else None
+    if cached is not None:
+        return cached, None
+    shard, table = index_shard(path)
+    body = table.pack()
+    saved = folder is not None and _write(_cache_file(path, folder), shard, body)
+    return shard, None if saved else body
+
+
+def load_table(shard: Shard, *, folder: Path | None) -> Table | None:
+    """The table of a shard from its cache file, or from the tar when that is gone; None when the shard itself has changed since."""
+    if folder is not None:
+        try:
+            text = _cache_file(shard.path, folder).read_bytes()
+        except OSError:
+            text = b""
+        body = text.partition(b"}\n")[2]
+        if zlib.crc32(body) == shard.crc and body:
+            return Table.unpack(body)
+    try:
+        again, table = index_shard(shard.path)
+    except OSError:
+        return None
+    return table if again.digest == shard.digest and again.mtime_ns == shard.mtime_ns else None
+
+
+def index_shard(path: str) -> tuple[Shard, Table]:
+    """Scan one tar and group its members by key. Raises OSError when it cannot be read."""
+    stat = os.stat(path)
+    found = scan(path)
+    table, flaws = _group(found)
+    keys = "\0".join(table.keys).encode("utf-8", "surrogateescape")
+    name = os.path.basename(path).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(b"%s\0%d\0%s" % (name, stat.st_size, keys)).hexdigest()
+    notes = tuple(f"{note} ({count} times)" if count > 1 else note for note, count in Counter(found.notes).items())
+    return Shard(path, stat.st_size, stat.st_mtime_ns, len(table.keys), digest, tuple(flaws), notes, zlib.crc32(table.pack())), table
+
+
+def _group(found: Scan) -> tuple[Table, list[Flaw]]:
+    rows: dict[str, dict[str, Member]] = {}
+    twice: dict[str, None] = {}
+    apart: dict[str, None] = {}
+    last = None
+    for member in found.members:
+        match = _KEYED.match(member.name)
+        if match is None or _META.match(member.name) or "\0" in member.name:
+            continue
+        key, ext = match[1], match[2].lower()
+        if key in rows and key != last:
+            apart[key] = None
+        last, row = key, rows.setdefault(key, {})
+        if ext in row:
+            twice[key] = None
+        else:
+            row[ext] = member
+    flaws = list(found.flaws)
+    scattered = [key for key in apart if key not in twice]
+    if twice:
+        flaws.append(Flaw("duplicate_key", _named(list(twice)) + "; the first of each is kept"))
+    if scattered:
+        flaws.append(Flaw("scattered_key", _named(scattered) + "; the members of a sample must follow one another"))
+    if not found.closed and not flaws:
+        flaws += _cut_between(rows)
+    if not rows and not flaws:
+        flaws.append(Flaw("empty_tar", "no member is named KEY.EXTENSION"))
+    return _table(rows), flaws
+
+
+def _cut_between(rows: dict[str, dict[str, Member]]) -> list[Flaw]:
+    """A tar cut exactly between two members shows in its last sample, which lacks what all others have."""
+    *others, last = rows or [""]
+    lacking = sorted(set.intersection(*(set(rows[key]) for key in others)) - set(rows[last])) if others else []
+    return [Flaw("truncated", f"no end marker, and the last sample {last!r} lacks {', '.join(lacking)}")] if lacking else []
+
+
+def _named(keys: Sequence[str]) -> str:
+    return f"{len(keys)} key{'s' * (len(keys) > 1)}, the first {keys[0]!r}"
+
+
+def _table(rows: dict[str, dict[str, Member]]) -> Table:
+    extensions = list(dict.fromkeys(ext for row in rows.values() for ext in row))
+    number = {ext: n for n, ext in enumerate(extensions)}
+    members = [member for row in rows.values() for member in row.values()]
+    return Table(
+        keys=tuple(rows),
+        extensions=tuple(extensions),
+        starts=np.cumsum([0, *(len(row) for row in rows.values())]).astype(np.uint32),
+        ext=np.array([number[ext] for row in rows.values() for ext in row], dtype=np.uint16),
+        block=np.array([member.offset // BLOCK for member in members], dtype=np.uint32),
+        size=np.array([member.size for member in members], dtype=np.uint32),
+    )
+
+
+def _cache_file(path: str, folder: Path) -> Path:
+    return folder / (hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".table")
+
+
+def _read_head(file: Path, path: str, stat: os.stat_result) -> Shard | None:
+    try:
+        with file.open("rb") as stream:
+            if stream.readline() != _MAGIC:
+                return None
+            head = json.loads(stream.readline())
+            held = {**head, "flaws": tuple(Flaw(*flaw) for flaw in head["flaws"]), "notes": tuple(head["notes"])}
+            shard = Shard(**held)
+            whole = os.fstat(stream.fileno()).st_size >= stream.tell()
+    except (OSError, ValueError, KeyError, TypeError):  # absent, cut short or of another version: the tar knows better
+        return None
+    return shard if whole and (shard.path, shard.size, shard.mtime_ns) == (path, stat.st_size, stat.st_mtime_ns) else None
+
+
+def _write(file: Path, shard: Shard, body: bytes) -> bool:
+    """Temporary file in the same folder, then replace: readers see all of it or nothing. False when the folder cannot be written."""
+    temporary = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".table-", delete=False) as stream:
+            temporary = stream.name
+            stream.write(_MAGIC + json.dumps(asdict(shard), ensure_ascii=True).encode() + b"\n" + body)
+        os.replace(temporary, file)
+    except OSError:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        return False
+    return True
