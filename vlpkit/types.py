@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple, NewType
 
 import torch
@@ -168,7 +169,7 @@ class Stream:
         named = tuple(part for part in self.parts if keep(part[0]))
         if len(runs) == len(self.parts):
             return self
-        if runs and all(a[1] == b[0] for a, b in zip(runs, runs[1:])):
+        if runs and all(a[1] == b[0] for a, b in pairwise(runs)):
             a, b = runs[0][0], runs[-1][1]
             return Stream(self.x[:, a:b], self._narrow(a, b), named, None if self.order is None else self.order[:, a:b])
         index = torch.cat([torch.arange(a, b, device=self.x.device) for a, b in runs] or [torch.arange(0, device=self.x.device)])

@@ -1,0 +1,65 @@
+"""Any transformers text model as an embed: widths from the size group, or an outside checkpoint by name or folder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from vlpkit.errors import WeightsError
+from vlpkit.types import Stream, TextInput
+
+
+class TransformersText(nn.Module):
+    """A transformers encoder behind the embed contract; opaque, so both taps of its encoder agree.
+
+    Args:
+        kind: transformers model type, such as roberta, electra or deberta-v2; shapes the model when `pretrained` is None.
+        dim: D, the width.
+        depth: number of layers.
+        heads: attention heads.
+        vocab: V, number of word ids.
+        length: longest sequence in tokens.
+        pretrained: name or local folder of a checkpoint, which then decides every width.
+
+    Raises:
+        WeightsError: the checkpoint cannot be had, or its vocabulary is smaller than the tokenizer's.
+    """
+
+    def __init__(self, kind: str, *, dim: int, depth: int, heads: int, vocab: int, length: int, pretrained: str | None = None) -> None:
+        super().__init__()
+        if pretrained is None:
+            config = AutoConfig.for_model(kind)
+            # RoBERTa and its kin count positions from the padding id on, hence the two spare rows.
+            wanted = {"hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * dim,
+                      "vocab_size": vocab, "max_position_embeddings": length + 2, "embedding_size": dim, "pad_token_id": 0}
+            for key, value in wanted.items():
+                if hasattr(config, key):
+                    setattr(config, key, value)
+            self.net = AutoModel.from_config(config)
+        else:
+            try:
+                meta = torch.get_default_device().type == "meta"
+                config = AutoConfig.from_pretrained(pretrained)
+                self.net = AutoModel.from_config(config) if meta else AutoModel.from_pretrained(pretrained)
+            except (OSError, ValueError) as error:
+                raise WeightsError(
+                    f"model.text.embed.pretrained: {pretrained!r} cannot be had ({str(error).splitlines()[0]}).\n"
+                    "  Give a local folder (model.text.embed.pretrained=/path/to/folder) or start from random weights (pretrained=null)."
+                ) from error
+            if self.word.num_embeddings < vocab:
+                self.net.resize_token_embeddings(vocab)
+        if getattr(self.net, "pooler", None) is not None:
+            self.net.pooler = None  # an unread pooler would be a parameter that no objective reaches
+        self.dim = int(self.net.config.hidden_size)
+
+    @property
+    def word(self) -> nn.Embedding:
+        """The word table (V, D), for ties with output heads."""
+        table: nn.Embedding = self.net.get_input_embeddings()
+        return table
+
+    def forward(self, given: TextInput) -> Stream:
+        """(B, N) ids to a stream (B, N, D) of the part w."""
+        y = self.net(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
+        return Stream(y, given.mask, (("w", given.ids.shape[1]),), given.order)

@@ -1,0 +1,41 @@
+"""Operations over both sides at once: merged attention concatenates, runs blocks and splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from vlpkit.layers.attention import Cache
+from vlpkit.layers.trunk import Trunk
+from vlpkit.types import Stream
+
+
+class Merged(nn.Module):
+    """One self-attention over image and text tokens together (ViLT, UNITER).
+
+    Parameters: `trunk`, and `types` (2, D) added to image and text tokens where asked for.
+
+    Args:
+        dim: D, equal on both sides.
+        trunk: the blocks.
+        types: whether each side gets a learned vector of its own.
+    """
+
+    def __init__(self, dim: int, *, trunk: Trunk, types: bool = True) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.types = nn.Parameter(torch.empty(2, dim).normal_(std=0.02)) if types else None
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.trunk.depth
+
+    def forward(self, v: Stream, w: Stream, *, layers: range, cache: Cache | None = None) -> tuple[Stream, Stream]:
+        """(P, M, D) and (P, N, D) streams to the same shapes."""
+        if self.types is not None:
+            v, w = replace(v, x=v.x + self.types[0]), replace(w, x=w.x + self.types[1])
+        both = self.trunk(Stream.cat(v, w), layers=layers, cache=cache, close=layers.stop == self.depth)
+        return both.side("v"), both.side("w")

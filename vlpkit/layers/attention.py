@@ -1,0 +1,155 @@
+"""One attention for every trunk: self (mask and order) or cross (mask of the memory), with a cache for decoding.
+Who may see whom is data on the streams; it is turned into a kernel mask once per trunk call, never per block."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpkit.types import Stream, is_full
+
+_CAUSAL: dict[tuple[int, int, str], Tensor] = {}
+
+
+def causal_order(rows: int, length: int, device: torch.device | str) -> Tensor:
+    """(rows, length) int64 order 1..length: each position reads itself and what stands before it.
+
+    The same tensor object for equal arguments, which attention recognises and hands to the causal kernel.
+    """
+    key = (rows, length, str(device))
+    if key not in _CAUSAL:
+        if len(_CAUSAL) > 256:  # shapes vary with the padding; forget rather than grow
+            _CAUSAL.clear()
+        with torch.inference_mode(False):
+            _CAUSAL[key] = torch.arange(1, length + 1, device=device).expand(rows, length)
+    return _CAUSAL[key]
+
+
+def is_causal(order: Tensor) -> bool:
+    """True when `order` is the constant of `causal_order`; False says nothing about the values."""
+    return _CAUSAL.get((order.shape[0], order.shape[1], str(order.device))) is order
+
+
+class Sight(NamedTuple):
+    """Which keys each query may read, in the form the kernel wants.
+
+    Args:
+        mask: (B, 1, 1|Lq, Lk) bool or None when every key is visible (or `causal` says it all).
+        seen: (B, 1|Lq, 1) bool, False where a query has no visible key, or None when that cannot happen.
+        causal: the kernel's own triangle applies.
+    """
+
+    mask: Tensor | None = None
+    seen: Tensor | None = None
+    causal: bool = False
+
+
+def _sight(visible: Tensor) -> Sight:
+    seen = visible.any(-1, keepdim=True)
+    return Sight((visible | ~seen)[:, None], seen)
+
+
+def look_within(s: Stream) -> Sight:
+    """Self-attention: position i reads j where `mask[j] and order[j] <= order[i]`."""
+    if s.order is None:
+        return Sight() if is_full(s.mask) else _sight(s.mask[:, None, :])
+    if is_full(s.mask) and is_causal(s.order):
+        return Sight(causal=True)
+    return _sight(s.mask[:, None, :] & (s.order[:, None, :] <= s.order[:, :, None]))
+
+
+def look_across(memory: Stream) -> Sight:
+    """Cross-attention: every query reads the real tokens of the memory."""
+    return Sight() if is_full(memory.mask) else _sight(memory.mask[:, None, :])
+
+
+class Cache:
+    """Keys, values, masks and orders of the positions already decoded, by block; rows are beams."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
+
+    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """What was kept under `key`, or None."""
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, *tensors: Tensor) -> None:
+        """Replace what is kept under `key`."""
+        self._kept[key] = tensors
+
+    def rows(self, index: Tensor) -> None:
+        """Reorder every kept tensor to (P,) rows: beams that go on."""
+        self._kept = {k: tuple(t[index] for t in ts) for k, ts in self._kept.items()}
+
+    def within(self, key: Hashable, s: Stream) -> Sight:
+        """Self-attention of new positions over the kept ones and themselves; keeps the new mask and order."""
+        order = torch.zeros(s.mask.shape, dtype=torch.int64, device=s.mask.device) if s.order is None else s.order
+        mask = s.mask
+        before = self.get(key)
+        keys_order = order
+        if before is not None:
+            mask, keys_order = torch.cat([before[0], mask], 1), torch.cat([before[1], order], 1)
+        self.keep(key, mask, keys_order)
+        return _sight(mask[:, None, :] & (keys_order[:, None, :] <= order[:, :, None]))
+
+    def across(self, key: Hashable, memory: Stream) -> Sight:
+        """Cross-attention over a memory that is read once and kept."""
+        before = self.get(key)
+        if before is None:
+            self.keep(key, memory.mask)
+            return look_across(memory)
+        return _sight(before[0][:, None, :])
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2).
+
+    Parameters: `qkv` (3D, D) for self-attention; `q` (D, D) and `kv` (2D, memory_dim) for cross-attention; `out` (D, D).
+
+    Args:
+        dim: D, width of the queries and of the result.
+        heads: number of heads; must divide D.
+        memory_dim: width of the keys' states; None means self-attention.
+        bias: whether the projections have biases.
+        dropout: probability of dropping an attention weight while training.
+    """
+
+    def __init__(self, dim: int, *, heads: int, memory_dim: int | None = None, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} does not divide into {heads} heads")
+        self.dim, self.heads, self.dropout = dim, heads, dropout
+        if memory_dim is None:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        else:
+            self.q = nn.Linear(dim, dim, bias=bias)
+            self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.view(*x.shape[:2], parts, self.heads, self.dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor, sight: Sight, *, memory: Tensor | None = None, cache: Cache | None = None, key: Hashable = None) -> Tensor:
+        """(B, Lq, D) states to (B, Lq, D); a query without visible key gives exactly 0."""
+        if memory is None:
+            q, k, v = self._split(self.qkv(x), 3)
+        else:
+            (q,) = self._split(self.q(x), 1)
+        kept = None if cache is None else cache.get(key)
+        if memory is None and kept is not None:
+            k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
+        if memory is not None:
+            k, v = (kept[0], kept[1]) if kept is not None else self._split(self.kv(memory), 2)
+        if cache is not None:
+            cache.keep(key, k, v)
+        if k.shape[2] == 0:
+            return torch.zeros_like(x)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=sight.mask, dropout_p=self.dropout if self.training else 0.0, is_causal=sight.causal
+        )
+        y = self.out(y.transpose(1, 2).reshape(x.shape))
+        return y if sight.seen is None else y * sight.seen

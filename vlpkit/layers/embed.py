@@ -1,0 +1,144 @@
+"""The only readers of raw inputs: pixels and word ids become streams with named parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpkit.layers.attention import causal_order
+from vlpkit.types import ImageInput, Stream, TextInput, full_mask
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Normalise(nn.Module):
+    """(R, 3, H, W) uint8 or [0, 1] to zero mean and unit variance per channel; holds no parameter."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(R, 3, H, W) to (R, 3, H, W) fp32."""
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.to(self.mean.dtype) / 255
+        return (pixels - self.mean) / self.std
+
+
+class PatchEmbed(nn.Module):
+    """Square patches, a class token first, learned positions (Dosovitskiy et al. 2021, eq. 1).
+
+    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D), `position` (1, 1 + g*g, D), and `norm` (D,) when asked for.
+
+    Args:
+        dim: D, the width.
+        image_size: side in pixels; a multiple of `patch`.
+        patch: side of a patch in pixels.
+        bias: whether the patch projection has a bias (CLIP's has none).
+        norm: a norm after the positions (CLIP's `ln_pre`).
+        eps: of that norm.
+        dropout: after the positions.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+    """
+
+    def __init__(
+        self, dim: int, *, image_size: int, patch: int, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
+        mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        if image_size % patch:
+            raise ValueError(f"image_size {image_size} is no multiple of patch {patch}")
+        self.dim, self.patch, self.image_size, self.grid = dim, patch, image_size, image_size // patch
+        self.normalise = Normalise(mean, std)
+        self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
+        self.cls = nn.Parameter(torch.empty(1, 1, dim))
+        self.position = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
+        self.dropout = dropout
+        nn.init.normal_(self.cls, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, given: ImageInput) -> Stream:
+        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v.
+
+        Raises:
+            ValueError: the image is not `image_size` pixels square.
+        """
+        pixels = given.pixels
+        if pixels.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(f"images are {pixels.shape[-1]}x{pixels.shape[-2]} pixels, this encoder was built for {self.image_size}x{self.image_size}")
+        n, g, p = len(pixels), self.grid, self.patch
+        # A matrix product over cut patches: the same numbers as the convolution, and faster on a CPU.
+        cut = self.normalise(pixels).view(n, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, 3 * p * p)
+        x = F.linear(cut, self.proj.weight.flatten(1), self.proj.bias)
+        x = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1) + self.position
+        if self.norm is not None:
+            x = self.norm(x)
+        x = F.dropout(x, self.dropout, self.training)
+        return Stream(x, full_mask(n, 1 + g * g, x.device), (("v_cls", 1), ("v", g * g)))
+
+
+class WordEmbed(nn.Module):
+    """Word, position and, where asked for, segment tables (BERT, GPT and CLIP differ by options only).
+
+    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `norm` (D,).
+
+    Args:
+        dim: D, the width.
+        vocab: V, number of word ids.
+        length: longest sequence in tokens.
+        order: causal when each word reads only what stands before it; an input's own order comes first.
+        segments: number of token types; 0 for none. All tokens are of type 0.
+        norm: a norm after the sum (BERT).
+        eps: of that norm.
+        dropout: after the norm.
+        std: of the word table at the start.
+        position_std: of the position table at the start.
+    """
+
+    def __init__(
+        self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
+        eps: float = 1e-12, dropout: float = 0.0, std: float = 0.02, position_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.dim, self.length, self.causal, self.dropout = dim, length, order == "causal", dropout
+        self.word, self.position = nn.Embedding(vocab, dim), nn.Embedding(length, dim)
+        self.segment = nn.Embedding(segments, dim) if segments else None
+        self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
+        nn.init.normal_(self.word.weight, std=std)
+        nn.init.normal_(self.position.weight, std=position_std)
+        if self.segment is not None:
+            nn.init.normal_(self.segment.weight, std=0.02)
+
+    def forward(self, given: TextInput) -> Stream:
+        """(B, N) ids to a stream (B, N, D) of the part w.
+
+        Raises:
+            ValueError: the text is longer than the position table.
+        """
+        n, length = given.ids.shape
+        x = self.word(given.ids)
+        if given.at is not None:
+            x = x + self.position(given.at)
+        else:
+            if length > self.length:
+                raise ValueError(f"texts of {length} tokens do not fit the position table of {self.length}")
+            x = x + self.position.weight[:length]
+        if self.segment is not None:
+            x = x + self.segment.weight[0]
+        if self.norm is not None:
+            x = self.norm(x)
+        x = F.dropout(x, self.dropout, self.training)
+        order = given.order
+        if order is None and self.causal:
+            order = causal_order(n, length, given.ids.device) if given.at is None else given.at + 1
+        return Stream(x, given.mask, (("w", length),), order)

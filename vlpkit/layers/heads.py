@@ -1,0 +1,42 @@
+"""Heads: what turns states into logits. Objectives ask for them, the model owns them, teachers copy them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlpkit.layers.block import Activation, activate
+from vlpkit.types import Stream
+
+
+class WordsHead(nn.Module):
+    """States to word logits: dense, non-linearity, norm, output table (BERT's prediction head).
+
+    Parameters: `dense` (D, D), `norm` (D,), `out` (V, D) with its bias (V,); `out.weight` is usually tied to the word table.
+    """
+
+    def __init__(self, dim: int, *, vocab: int, activation: Activation = "gelu", eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dense, self.norm, self.activation = nn.Linear(dim, dim), nn.LayerNorm(dim, eps=eps), activation
+        self.out = nn.Linear(dim, vocab)
+        for linear in (self.dense, self.out):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., V)."""
+        return self.out(self.norm(activate(self.dense(x), self.activation)))
+
+
+class Classifier(nn.Module):
+    """The first token of each given stream, side by side, to class logits. Parameters: `out` (C, sum of widths)."""
+
+    def __init__(self, dim: int, *, classes: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(dim, classes)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, *given: Stream) -> Tensor:
+        """Streams (P, L, D) to (P, C)."""
+        return self.out(torch.cat([s.x[:, 0] for s in given], -1))

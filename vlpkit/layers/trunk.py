@@ -1,0 +1,120 @@
+"""A stack of blocks over a stream: any range of layers, a closing norm that follows the last block and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vlpkit.layers.attention import Attention, Cache, Sight, look_across, look_within
+from vlpkit.layers.block import Activation, Block, FeedForward, NormPlace, Sights
+from vlpkit.types import Stream
+
+Init = Literal["normal", "scaled", "xavier"]
+
+
+def layer_range(text: str | int, depth: int) -> range:
+    """The layers that `all`, `3`, `0-2` or `6-` name in a trunk of `depth` blocks. Raises ValueError when outside."""
+    text = str(text)
+    if text == "all":
+        return range(depth)
+    first, dash, last = text.partition("-")
+    if not first.isdigit() or (last and not last.isdigit()):
+        raise ValueError(f"{text!r} is no layer range (write all, 3, 0-2 or 6-)")
+    start, stop = int(first), int(last) + 1 if last else (depth if dash else int(first) + 1)
+    if not 0 <= start < stop <= depth:
+        raise ValueError(f"layers {text!r} lie outside 0..{depth - 1}")
+    return range(start, stop)
+
+
+class Trunk(nn.Module):
+    """Blocks over a stream; fulfils the trunk contract (layer ranges, memory, cache, `close`).
+
+    Parameters: `blocks.N.SUBLAYER.{norm,body}` and, with the norm before, the closing `norm` (D,).
+
+    Args:
+        dim: D, the width.
+        depth: number of blocks; 0 is legal.
+        heads: attention heads.
+        block: kinds of sublayers in order, such as [self, cross, ffn].
+        memory_dim: width of the states that `cross` reads; the width of the trunk when left out.
+        ratio: width of the feed-forward layers as a multiple of D.
+        place: norm before (ViT, GPT) or after (BERT) the residual sum.
+        eps: of all norms.
+        dropout: of the residual branches.
+        attention_dropout: of the attention weights.
+        drop_path: skip probability of the last block's residuals, growing linearly from 0 at the first.
+        activation: of the feed-forward layers.
+        bias: whether attention projections have biases.
+        init: normal (std 0.02), scaled by width and depth (CLIP's text tower), or xavier (torch's attention).
+    """
+
+    def __init__(
+        self, dim: int, *, depth: int, heads: int, block: Sequence[str] = ("self", "ffn"), memory_dim: int | None = None, ratio: float = 4.0,
+        place: NormPlace = "pre", eps: float = 1e-6, dropout: float = 0.0, attention_dropout: float = 0.0, drop_path: float = 0.0,
+        activation: Activation = "gelu", bias: bool = True, init: Init = "normal",
+    ) -> None:
+        super().__init__()
+        self.dim, self.depth = dim, depth
+        self.recompute = False  # activation checkpointing: switched by the training module
+        self.reads_memory = "cross" in block
+        self.blocks = nn.ModuleList(
+            Block(
+                dim, heads=heads, hidden=round(dim * ratio), sublayers=block, memory_dim=memory_dim or dim, place=place, eps=eps, dropout=dropout,
+                attention_dropout=attention_dropout, drop_path=drop_path * i / max(depth - 1, 1), activation=activation, bias=bias,
+            )
+            for i in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=eps) if place == "pre" else None
+        self._start(init)
+
+    def _start(self, init: Init) -> None:
+        attention = {"normal": 0.02, "scaled": self.dim**-0.5, "xavier": 0.0}[init]
+        out = {"normal": 0.02, "scaled": self.dim**-0.5 * (2 * max(self.depth, 1)) ** -0.5, "xavier": 0.0}[init]
+        hidden = {"normal": 0.02, "scaled": (2 * self.dim) ** -0.5, "xavier": 0.0}[init]
+        std = {"qkv": attention, "q": attention, "kv": attention, "out": out, "fc1": hidden, "fc2": out}
+        for module in self.modules():
+            if isinstance(module, Attention | FeedForward):
+                for name, linear in module.named_children():
+                    if init == "xavier":
+                        nn.init.xavier_uniform_(linear.weight)  # type: ignore[arg-type]
+                    else:
+                        nn.init.normal_(linear.weight, std=std[name])  # type: ignore[arg-type]
+                    if linear.bias is not None:
+                        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+
+    def forward(self, s: Stream, *, memory: Stream | None = None, layers: range | None = None, cache: Cache | None = None, close: bool = True) -> Stream:
+        """Run blocks over a stream.
+
+        Args:
+            s: (B, L, D) stream; with a cache, new positions only.
+            memory: stream that `cross` reads; None skips those sublayers.
+            layers: blocks to run; all when left out.
+            cache: kept keys and values; then the order of `s` must exceed every kept one.
+            close: apply the closing norm when the last block was run.
+
+        Returns:
+            (B, L, D) stream, raw when the range stops early.
+        """
+        layers = range(self.depth) if layers is None else layers
+        place = (id(self), layers.start)
+        within = look_within(s) if cache is None else cache.within((*place, "self"), s)
+        across, states = Sight(), None
+        if memory is not None and self.reads_memory:
+            states = memory.x
+            across = look_across(memory) if cache is None else cache.across((*place, "cross"), memory)
+        x, sights = s.x, Sights(within, across)
+        for i in layers:
+            if self.recompute and self.training and cache is None and x.requires_grad:
+                x = checkpoint(self.blocks[i], x, sights, states, None, use_reentrant=False)
+            else:
+                x = self.blocks[i](x, sights, states, cache, (id(self), i))
+        s = replace(s, x=x)
+        return self.close(s) if close and layers.stop == self.depth else s
+
+    def close(self, s: Stream) -> Stream:
+        """The closing norm; the stream itself where the norms follow the residuals."""
+        return s if self.norm is None else replace(s, x=self.norm(s.x))

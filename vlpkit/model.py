@@ -1,0 +1,114 @@
+"""A model is its named parts and heads; what users call without training: points of images and texts, next words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from vlpkit.align import Align
+from vlpkit.encoders.encoder import Encoder
+from vlpkit.errors import AssemblyError, did_you_mean
+from vlpkit.fusion import Fusion
+from vlpkit.layers.attention import Cache
+from vlpkit.types import ImageInput, Stream, TextInput
+
+
+class Read(NamedTuple):
+    """One term of a read: a part, its tap, and the name of a run of tokens or ""."""
+
+    part: str
+    tap: str
+    run: str
+
+
+def parse_reads(reads: str) -> list[Read]:
+    """The terms of `part.tap[:name]` joined by `+`. Raises ValueError when the grammar is broken."""
+    terms = []
+    for term in reads.split("+"):
+        where, _, run = term.strip().partition(":")
+        part, dot, tap = where.partition(".")
+        if not dot or not part or not tap:
+            raise ValueError(f"{term.strip()!r} is no read (write part.tap, such as vision.encode or text.encode:w_cls)")
+        terms.append(Read(part, tap, run))
+    return terms
+
+
+class VLModel(nn.Module):
+    """Parts by name, heads by name.
+
+    Args:
+        name: of the recipe, for messages.
+        parts: vision, text, fusion, decoder, aligns and whatever else the recipe builds, in the order of assembly.
+        heads: what the objectives declared.
+    """
+
+    heads: nn.ModuleDict
+
+    def __init__(self, name: str, parts: Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.name, self.names = name, tuple(parts)
+        for key, part in parts.items():
+            self.add_module(key, part)
+        self.heads = nn.ModuleDict(dict(heads))
+
+    def part(self, name: str) -> Any:
+        """The part called `name`. Raises AssemblyError with the parts there are."""
+        if name not in self.names or name not in self._modules:
+            hint = did_you_mean(name, self.names)
+            raise AssemblyError(f"asks for the part {name!r}, but {self.name!r} builds {', '.join(self.names)}.{' ' + hint if hint else ''}")
+        return self._modules[name]
+
+    def head(self, name: str) -> nn.Module:
+        """The head called `name`. Raises AssemblyError with the heads there are."""
+        if name not in self.heads:
+            raise AssemblyError(f"asks for the head {name!r}, but {self.name!r} has {', '.join(self.heads) or 'none'}.")
+        return self.heads[name]
+
+    def encode_image(self, images: ImageInput, *, by: str = "align") -> Tensor:
+        """Images to (R, E) unit vectors of the shared space."""
+        align: Align = self.part(by)
+        return align.v(self._read(align.reads["v"], images))
+
+    def encode_text(self, texts: TextInput, *, by: str = "align") -> Tensor:
+        """Texts to (B, E) unit vectors of the shared space."""
+        align: Align = self.part(by)
+        return align.w(self._read(align.reads["w"], texts))
+
+    def _read(self, reads: str, given: ImageInput | TextInput, cache: Cache | None = None) -> Stream:
+        streams = []
+        for part, tap, run in parse_reads(reads):
+            encoder: Encoder = self.part(part)
+            s = encoder(given, tap=tap, cache=cache)
+            streams.append(s.part(run) if run else s)
+        return streams[0] if len(streams) == 1 else Stream.cat(*streams)
+
+    def memory(self, images: ImageInput, *, by: str = "decoder") -> Stream:
+        """What the decoder `by` reads of the images: computed once, then given to every call of `next_words`."""
+        fusion: Fusion = self.part(by)
+        return self._read(fusion.reads["v"], images)
+
+    def next_words(self, memory: Stream, text: TextInput, *, by: str = "decoder", head: str = "lm", cache: Cache | None = None) -> Tensor:
+        """Logits of the word that follows each position.
+
+        Args:
+            memory: (B, M, D) image stream from `memory`.
+            text: (B, N) words so far with their order; with a cache, the new ones only.
+            by: the fusion that decodes.
+            head: the words head.
+            cache: kept keys and values; one per sequence of calls.
+
+        Returns:
+            (B, N, V) logits.
+        """
+        fusion: Fusion = self.part(by)
+        fused = fusion(memory, self._read(fusion.reads["w"], text, cache), cache=cache)
+        logits: Tensor = self.head(head)(fused.w.x)
+        return logits
+
+    def after_step(self) -> None:
+        """What parts do once an optimiser step: clamp a temperature, move statistics."""
+        for part in self.children():
+            if isinstance(part, Align):
+                part.after_step()

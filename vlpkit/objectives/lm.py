@@ -1,0 +1,49 @@
+"""Captioning: each word from the image and the words before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from vlpkit.layers.heads import WordsHead
+from vlpkit.maths.contrastive import hits
+from vlpkit.maths.masking import mean_tokens, pick
+from vlpkit.objectives.base import Objective
+from vlpkit.streams import Streams
+from vlpkit.types import Dims, Loss
+
+
+class NextWord(Objective):
+    """Cross-entropy of the next word, with label smoothing (Li et al. 2022, section 3.2).
+
+    Args:
+        text: ordered text.
+        labels: its words, IGNORE where none is asked; position i is predicted from position i - 1.
+        image: image input.
+        pairing: rows to fuse.
+        by: the fusion that decodes.
+        smoothing: label smoothing in [0, 1).
+        head: name of the head.
+        on: the source it reads.
+        weight: factor of its loss in the sum.
+    """
+
+    def __init__(
+        self, *, text: str = "caption.text", labels: str = "caption.labels", image: str = "clean", pairing: str = "aligned", by: str = "decoder",
+        smoothing: float = 0.0, head: str = "lm", on: str = "pairs", weight: float = 1.0,
+    ) -> None:
+        super().__init__(on=on, weight=weight)
+        self.text, self.labels, self.image, self.pairing, self.by, self.name = text, labels, image, pairing, by, head
+        self.smoothing = smoothing
+
+    def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
+        """A words head."""
+        return {self.name: WordsHead(dims[f"{self.by}.w"], vocab=dims.vocab)}
+
+    def forward(self, s: Streams) -> Loss:
+        """Mean over the asked tokens of this rank, in nats."""
+        fused = s.fused(self.image, self.text, self.pairing, by=self.by)
+        states, asked = pick(fused.w.x[:, :-1], s.labels(self.labels)[:, 1:])
+        logits = s.head(self.name, states)
+        return Loss(mean_tokens(logits, asked, smoothing=self.smoothing), {"acc": hits(logits, asked)})
