@@ -73,6 +73,16 @@ class Index:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, int(number - (self._ends[shard] - self.sizes[shard]))
 
+    def first(self, limit: int | None) -> NDArray[np.int64]:
+        """(S,) samples of each shard when only the first `limit` count; None: all."""
+        return self.sizes if limit is None else np.diff(np.minimum(self._ends, limit), prepend=0)
+
+    def key(self, number: int) -> str:
+        """Key of a sample, for reports; "?" when its shard is no longer the indexed one."""
+        at, row = self.shard_of(number)
+        table = self._tables.get(at)
+        return "?" if table is None else table.keys[row]
+
     def entry(self, number: int) -> Entry | None:
         """The sample with this global number; None when its shard has changed or gone since the index was made."""
         at, row = self.shard_of(number)

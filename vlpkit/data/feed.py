@@ -1,0 +1,220 @@
+"""Micro-batches by number: each item is a pure function of its number, so any count of workers delivers the same sequence.
+Refused samples are replaced where they stand and travel to the main process as faults, beside the batch."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vlpkit.data.collate import Sample, collate, stack
+from vlpkit.data.decode import Refused, read_caption
+from vlpkit.data.faults import Fault, Ledger
+from vlpkit.data.order import Order, sample_rng
+from vlpkit.data.reader import TEXTS, Reader
+from vlpkit.data.share import Share
+from vlpkit.data.tokenize import Words
+from vlpkit.data.transforms import Transform
+from vlpkit.errors import DataError
+from vlpkit.types import Batch, ImageInput, TextInput
+
+log = logging.getLogger(__name__)
+
+SUBSTITUTES = 32  # refused in a row before a position is given up
+_PATIENCE = 600.0  # seconds a worker may take for one item before the run stops rather than hangs
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One micro-batch on its way to the main process; `batch` is None when a position could not be filled."""
+
+    position: int  # of its first sample
+    batch: Batch | None
+    faults: tuple[Fault, ...]
+
+    def pin_memory(self) -> Item:
+        """Called by the loader's pinning thread."""
+        if self.batch is None:
+            return self
+        images = {name: ImageInput(image.pixels.pin_memory()) for name, image in self.batch.images.items()}
+        texts = {name: _pin(text) for name, text in self.batch.texts.items()}
+        return replace(self, batch=replace(self.batch, images=images, texts=texts, pair_id=self.batch.pair_id.pin_memory()))
+
+
+@dataclass(frozen=True, eq=False)
+class EvalBatch:
+    """Up to R samples of the validation split, in index order.
+
+    Args:
+        index: (R,) int64 sample numbers.
+        images: R rows of (3, S, S) uint8.
+        captions: all captions of each.
+        records: KEY.json of each as a dict, {} without one.
+        keys: sample keys.
+    """
+
+    index: Tensor
+    images: ImageInput
+    captions: list[list[str]]
+    records: list[dict[str, Any]]
+    keys: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalItem:
+    """One evaluation batch, None when none of its samples is usable."""
+
+    served: int
+    batch: EvalBatch | None
+    faults: tuple[Fault, ...]
+
+
+class TrainItems(Dataset[Item]):
+    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number."""
+
+    def __init__(self, *, reader: Reader, order: Order, share: Share, transform: Transform, words: Words) -> None:
+        self.reader, self.order, self.share = reader, order, share
+        self.transform, self.words = transform, words
+
+    def __getitem__(self, turn: int) -> Item:
+        start = self.share.start(turn)
+        samples: list[Sample] = []
+        faults: list[Fault] = []
+        for position, (epoch, number) in enumerate(self.order.samples(start, start + self.share.micro).tolist(), start):
+            sample = self._usable(position, epoch, number, faults)
+            if sample is None:
+                return Item(position, None, tuple(fault for fault in faults if fault.position == position))
+            samples.append(sample)
+        return Item(start, collate(samples, words=self.words), tuple(faults))
+
+    def _usable(self, position: int, epoch: int, number: int, faults: list[Fault]) -> Sample | None:
+        """The sample of a position, or the first substitute that is not refused."""
+        for attempt in range(SUBSTITUTES + 1):
+            if attempt:
+                number = self.order.substitute(position, attempt)
+            try:
+                return self._sample(position, epoch, number, attempt)
+            except Refused as refused:
+                faults.append(fault(self.reader, number, refused, position=position, attempt=attempt))
+        return None
+
+    def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
+        rng = sample_rng(self.order.seed, epoch, position, attempt)
+        image, txt, record = self.reader.pair(number)
+        captions, _ = read_caption(txt, record)
+        caption = captions[int(rng.integers(len(captions)))]
+        return Sample(self.transform(image, rng), caption, number, self.reader.index.key(number))
+
+
+class EvalItems(Dataset[EvalItem]):
+    """Items by their span of sample numbers; what is refused is left out and reported."""
+
+    def __init__(self, *, reader: Reader, transform: Transform) -> None:
+        self.reader, self.transform = reader, transform
+
+    def __getitem__(self, span: tuple[int, int]) -> EvalItem:
+        rows: list[tuple[int, Tensor, list[str], dict[str, Any]]] = []
+        faults: list[Fault] = []
+        for number in range(*span):
+            try:
+                image, txt, record = self.reader.pair(number)
+                captions, fields = read_caption(txt, record)
+                rows.append((number, self.transform(image, sample_rng(0, 0, number)), captions, fields))
+            except Refused as refused:
+                faults.append(fault(self.reader, number, refused, position=number, attempt=0))
+        if not rows:
+            return EvalItem(span[1] - span[0], None, tuple(faults))
+        numbers, images, captions_, records = (list(column) for column in zip(*rows))
+        keys = [self.reader.index.key(number) for number in numbers]
+        batch = EvalBatch(torch.tensor(numbers, dtype=torch.int64), ImageInput(stack(images)), captions_, records, keys)
+        return EvalItem(span[1] - span[0], batch, tuple(faults))
+
+
+class TrainLoader:
+    """What the trainer iterates: endless unless `stop` says otherwise, and without a length, so that a resumed run counts nothing twice.
+
+    Args:
+        items: micro-batches by number.
+        span: called at each start; the numbers to deliver.
+        workers: processes; 0: this one.
+        ledger: books what was refused; its budget may end the run.
+    """
+
+    def __init__(self, items: TrainItems, *, span: Callable[[], range], workers: int, ledger: Ledger) -> None:
+        self.items, self.span, self.workers, self.ledger = items, span, workers, ledger
+
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
+        length, share = len(self.items.order), self.items.share
+        for item in load(self.items, self.span(), workers=self.workers, key=self.ledger.key):
+            if item.batch is None:
+                self.ledger.give_up(item.position, item.faults)
+                return
+            self.ledger.add(len(item.batch), item.faults)
+            done = share.turn(item.position) * share.world * share.micro
+            epoch = done // length
+            if (done + share.world * share.micro) // length > epoch:
+                log.info("epoch %d of the data is read; this rank so far: %s", epoch, self.ledger.line())
+            yield {"pairs": item.batch}
+
+
+def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -> Iterator[T]:
+    """Items in the sampler's order from `workers` processes. Raises DataError when one of them is killed or stalls."""
+    loader: DataLoader[T] = DataLoader(
+        items,
+        sampler=sampler,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        timeout=_PATIENCE if workers else 0,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator().manual_seed(0),  # its own: starting a loader must not move the run's random numbers
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"{key}: a reading process ended or stalled ({str(error).splitlines()[0]}). The usual cause is memory: lower data.workers={workers}, "
+            f"or look for a killed process in the system log. The run can be continued with resume=auto."
+        ) from error
+
+
+def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:
+    """What the ledger needs to know of a refusal."""
+    shard, _ = reader.index.shard_of(number)
+    return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+
+
+def captions_of(reader: Reader, number: int) -> list[str]:
+    """All captions of one sample, its image untouched. Raises Refused."""
+    found = reader.read(number, only=TEXTS)
+    return read_caption(found.get("txt"), found.get("json"))[0]
+
+
+def _same(item: T) -> T:
+    return item
+
+
+def _pin(text: TextInput) -> TextInput:
+    return TextInput(*(None if t is None else t.pin_memory() for t in (text.ids, text.mask, text.order, text.at)))  # type: ignore[arg-type]
+
+
+def _start_worker(_: int) -> None:
+    """One thread a process; and a signal to the whole process group must reach the trainer, which still needs its readers to finish a step."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _first_only)
+
+
+def _first_only(_: int, __: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

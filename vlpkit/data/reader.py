@@ -1,0 +1,119 @@
+"""The bytes of one sample, by its number: the only file that opens shards to read payloads.
+Another kind of store (remote shards in a bounded cache, say) takes the place of `LocalStore` and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from vlpkit.data.decode import Refused
+from vlpkit.data.index import Index
+from vlpkit.data.recent import Recent
+from vlpkit.data.table import Shard
+
+IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of an image, the preferred first
+TEXTS = ("txt", "json")
+_OPEN_FILES = 32  # per process; a window of shards and some substitutes
+_TRIES = 4
+_PAUSE = 0.05  # seconds before the second try, doubled each time
+
+
+class Store(Protocol):
+    """Bytes of a shard at an offset. Raises OSError when worth another try, Refused when not."""
+
+    def read(self, shard: Shard, offset: int, size: int) -> bytes: ...
+
+    def forget(self, shard: Shard) -> None: ...
+
+
+class LocalStore:
+    """Local shards by `pread`, on a bounded number of descriptors opened by the process that uses them."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._files: Recent[Shard, int] = Recent(_open, limit=_OPEN_FILES, drop=os.close)
+
+    def read(self, shard: Shard, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`; fewer when the file ends before."""
+        self._own()
+        return os.pread(self._files.get(shard), size, offset)
+
+    def forget(self, shard: Shard) -> None:
+        """Close the shard, so that another read opens it anew."""
+        self._own()
+        self._files.discard(shard)
+
+    def _own(self) -> None:
+        """After a fork: close this process's copies of the parent's descriptors and open our own, as files may have been replaced."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._files.clear()
+
+
+class Reader:
+    """Members of samples, length checked and read again after passing trouble.
+
+    Args:
+        index: numbers the samples.
+        store: where shards are.
+        sleep: waits between tries; tests hand in another clock.
+    """
+
+    def __init__(self, index: Index, *, store: Store | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.index = index
+        self._store = store if store is not None else LocalStore()
+        self._sleep = sleep
+
+    def read(self, number: int, *, only: Collection[str] | None = None) -> dict[str, bytes]:
+        """Extension to bytes for one sample.
+
+        Args:
+            number: global sample number.
+            only: the extensions wanted; None: all.
+
+        Raises:
+            Refused: shard_missing, shard_changed, short_read or read_error.
+        """
+        entry = self.index.entry(number)
+        if entry is None:
+            raise Refused("shard_changed", "not the file that was indexed")
+        wanted = (ext for ext in entry.members if only is None or ext in only)
+        return {ext: self._member(entry.shard, *entry.members[ext]) for ext in wanted}
+
+    def pair(self, number: int) -> tuple[bytes, bytes | None, bytes | None]:
+        """Image, txt and json of one sample. Raises Refused as `read` does, or with missing_image."""
+        found = self.read(number, only=(*IMAGES, *TEXTS))
+        image = next((found[ext] for ext in IMAGES if ext in found), None)
+        if image is None:
+            raise Refused("missing_image", f"none of {', '.join(IMAGES)}")
+        return image, found.get("txt"), found.get("json")
+
+    def _member(self, shard: Shard, offset: int, size: int) -> bytes:
+        problem = Refused("read_error")
+        for attempt in range(_TRIES):
+            if attempt:
+                self._store.forget(shard)
+                self._sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                payload = self._store.read(shard, offset, size)
+            except OSError as error:
+                problem = Refused("read_error", f"{shard.path}: {error.strerror or error}")
+                continue
+            if len(payload) == size:
+                return payload
+            problem = Refused("short_read", f"{shard.path}: {len(payload)} of {size} bytes at byte {offset}")
+        raise problem
+
+
+def _open(shard: Shard) -> int:
+    try:
+        descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Refused("shard_missing", shard.path) from None
+    stat = os.fstat(descriptor)
+    if (stat.st_size, stat.st_mtime_ns) != (shard.size, shard.mtime_ns):
+        os.close(descriptor)
+        raise Refused("shard_changed", f"{shard.path}: {stat.st_size} bytes now, {shard.size} when indexed, or written since")
+    return descriptor
