@@ -1,0 +1,254 @@
+"""Stores the world as WebDataset shards that are read like any other data: whole or not at all, and byte for byte the same.
+A world is built beside its final place and renamed into it; a second process waits for the first and finds the work done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vlpkit.data.shapes.language import NOISES, boilerplate, captions, hard_pairs, keywords
+from vlpkit.data.shapes.render import draw, encode
+from vlpkit.data.shapes.scenes import Generator, Scene, Split, generator, holds, make_scene
+from vlpkit.errors import DataError
+
+VERSION = 1  # of the generator: a change to what it writes is a new world
+MANIFEST = "manifest.json"
+
+_log = logging.getLogger(__name__)
+_OURS = re.compile(r"(train|val)-\d{6}\.tar|manifest\.json")
+_DRAWING, _SPEAKING, _TESTING, _SPOILING = 1, 2, 3, 4  # purposes of the random streams; 0 makes the scene
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, in [0, 1)."""
+
+    seed: int = 0
+    train: int = 16000
+    val: int = 500
+    image_size: int = 64
+    noise: float = 0.1
+    captions: int = 5
+    samples_per_shard: int = 1000
+
+    def __post_init__(self) -> None:
+        limits = {"train": 1, "val": 1, "image_size": 16, "captions": 1, "samples_per_shard": 1, "seed": 0}
+        for key, least in limits.items():
+            if getattr(self, key) < least:
+                raise DataError(f"data.{key}: found {getattr(self, key)}; accepted is {least} or more.")
+        if not 0 <= self.noise < 1:
+            raise DataError(f"data.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.noise=0.1.")
+
+    @property
+    def name(self) -> str:
+        """Folder name in a cache: equal for equal worlds of one generator, different otherwise."""
+        digest = hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+        return f"shapes-v{VERSION}-{self.image_size}px-{digest[:12]}"
+
+
+def ensure_world(cache: Path, **parameters: Any) -> Path:
+    """The folder of a world inside `cache`, written now if it is not there whole; safe when several processes ask at once.
+
+    Raises:
+        DataError: the parameters make no world, or the cache cannot be written.
+    """
+    world = World(**parameters)
+    return write_world(Path(cache) / world.name, **asdict(world))
+
+
+def write_world(
+    folder: Path,
+    *,
+    seed: int = 0,
+    train: int = 16000,
+    val: int = 500,
+    image_size: int = 64,
+    noise: float = 0.1,
+    captions: int = 5,
+    samples_per_shard: int = 1000,
+) -> Path:
+    """Writes train-*.tar, val-*.tar and manifest.json to `folder` at once, or finds them there.
+
+    What an interrupted copy left behind is replaced, with a warning.
+
+    Raises:
+        DataError: `folder` holds another world or other files, or cannot be written.
+    """
+    world = World(seed, train, val, image_size, noise, captions, samples_per_shard)
+    folder = Path(folder)
+    if is_whole(folder, world):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            if not is_whole(folder, world):
+                _make_room(folder, world)
+                _build(folder, world)
+    except OSError as error:
+        raise DataError(
+            f"data=shapes: cannot write {folder} ({error.strerror or error}); choose a folder with room, "
+            "e.g. data.cache=/path/to/cache."
+        ) from error
+    return folder
+
+
+def is_whole(folder: Path, world: World) -> bool:
+    """Whether `folder` holds exactly this world, every shard at its full length."""
+    manifest = _manifest(folder)
+    if manifest is None or manifest.get("version") != VERSION or manifest.get("parameters") != asdict(world):
+        return False
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
+    return sizes == {shard["name"]: shard["bytes"] for shard in manifest.get("shards", ())}
+
+
+def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[str, Any]]:
+    """One sample's scene and JSON record: captions, facts, scene, and `noise` or `hard` where they apply."""
+    scene = make_scene(world.seed, split, number)
+    record: dict[str, Any] = {}
+    spoil = generator(world.seed, split, number, _SPOILING)
+    if split == "train" and spoil.random() < world.noise:
+        kind = NOISES[int(spoil.integers(len(NOISES)))]
+        record |= {"captions": _noise(world, scene, kind, spoil), "noise": kind}
+    else:
+        said = captions(scene, generator(world.seed, split, number, _SPEAKING), count=world.captions)
+        record |= {"captions": [caption.text for caption in said], "facts": [caption.facts.record() for caption in said]}
+    if split == "val":
+        pairs = hard_pairs(scene, generator(world.seed, split, number, _TESTING))
+        record |= {"hard": [[true, false] for true, false, _ in pairs], "hard_kinds": [kind for *_, kind in pairs]}
+    return scene, record | {"scene": scene.record()}
+
+
+def _noise(world: World, scene: Scene, kind: str, rng: Generator) -> list[str]:
+    if kind == "boilerplate":
+        return [boilerplate(rng)]
+    if kind == "keywords":
+        return [keywords(scene, rng)]
+    while True:  # captions of another scene, none of which happens to be true here
+        other = int(rng.integers(world.train + 1000))
+        strangers = captions(make_scene(world.seed, "train", other), rng, count=world.captions)
+        false = [caption.text for caption in strangers if not holds(caption.facts, scene)]
+        if false:
+            return false
+
+
+def _build(folder: Path, world: World) -> None:
+    started = time.monotonic()
+    _log.info("data=shapes: writing %d + %d scenes to %s, once", world.train, world.val, folder)
+    with tempfile.TemporaryDirectory(prefix=_prefix(folder), dir=folder.parent) as name:
+        partial = Path(name) / "world"
+        partial.mkdir()
+        shards: list[dict[str, Any]] = []
+        counts: dict[str, Counter[str]] = {}
+        keys = hashlib.sha256()
+        splits: tuple[tuple[Split, int], ...] = (("train", world.train), ("val", world.val))
+        for split, total in splits:
+            counts[split] = Counter(samples=total)
+            for first in range(0, total, world.samples_per_shard):
+                numbers = range(first, min(first + world.samples_per_shard, total))
+                path = partial / f"{split}-{first // world.samples_per_shard:06d}.tar"
+                _write_shard(path, world, split, numbers, counts[split])
+                keys.update("".join(f"{_key(split, number)}\n" for number in numbers).encode())
+                shards.append({"name": path.name, "split": split, "samples": len(numbers), "bytes": path.stat().st_size})
+                _log.info("data=shapes: %s after %.0f s", path.name, time.monotonic() - started)
+        manifest = {
+            "format": "vlpkit-shapes",
+            "version": VERSION,
+            "parameters": asdict(world),
+            "counts": {split: dict(sorted(count.items())) for split, count in counts.items()},
+            "keys_sha256": keys.hexdigest(),
+            "shards": shards,
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:  # where locks do not reach, another machine may have been faster
+            if not is_whole(folder, world):
+                raise
+
+
+def _write_shard(path: Path, world: World, split: Split, numbers: range, counts: Counter[str]) -> None:
+    with path.open("wb") as stream:
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in numbers:
+                scene, record = make_record(world, split, number)
+                pixels = draw(scene, generator(world.seed, split, number, _DRAWING), image_size=world.image_size)
+                _add(tar, f"{_key(split, number)}.jpg", encode(pixels))
+                _add(tar, f"{_key(split, number)}.json", json.dumps(record, separators=(",", ":")).encode("ascii"))
+                counts["captions"] += len(record["captions"])
+                counts["hard"] += len(record.get("hard", ()))
+                counts[f"noise_{record.get('noise', 'none')}"] += 1
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _key(split: Split, number: int) -> str:
+    return f"{split}{number:07d}"
+
+
+def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
+    member = tarfile.TarInfo(name)  # owner, mode and time keep their fixed defaults, so that equal worlds are equal bytes
+    member.size = len(payload)
+    tar.addfile(member, io.BytesIO(payload))
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-"
+
+
+def _make_room(folder: Path, world: World) -> None:
+    """Removes what interrupted writers left; called with the lock held. Refuses to touch anything that is not a remnant."""
+    for remnant in folder.parent.glob(f"{_prefix(folder)}*"):
+        shutil.rmtree(remnant, ignore_errors=True)
+    if not folder.exists():
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    manifest = _manifest(folder)
+    if manifest is not None and manifest.get("parameters") != asdict(world):
+        raise DataError(
+            f"{folder}: found a world of other parameters ({manifest.get('parameters')}); accepted are {asdict(world)}. "
+            "Name another folder, or delete this one."
+        )
+    strange = [name for name in names if not _OURS.fullmatch(name)]
+    if strange:
+        raise DataError(
+            f"{folder}: found files that belong to no embedded world ({', '.join(sorted(strange)[:3])}); "
+            "accepted is a new or empty folder. Name another one."
+        )
+    if names:
+        _log.warning("data=shapes: %s is incomplete and is written anew", folder)
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Holds a lock beside `folder`; the system frees it when its holder dies, so no stale lock can block a run."""
+    stream: IO[str]
+    with (folder.parent / f".{folder.name}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: the rename alone keeps the world whole
+            _log.warning("data=shapes: no lock on %s (%s); two processes may write the same world", folder, error)
+        yield
