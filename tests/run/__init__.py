@@ -1,0 +1,1 @@
+"""The run engine: checkpoints, resuming, loggers, ranks."""
