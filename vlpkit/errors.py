@@ -38,10 +38,16 @@ class MissingExtra(VlpError):
         super().__init__(f"{what} needs {library}: pip install 'vlpkit[{extra}]'")
 
 
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` was probably meant to be; None when nothing is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A closing question such as "Did you mean 'fusion'?", or "" when nothing is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"Did you mean {close[0]!r}?" if close else ""
+    close = nearest(word, choices)
+    return "" if close is None else f"Did you mean {close!r}?"
 
 
 def several(problems: Sequence[str]) -> str:

@@ -1,0 +1,155 @@
+"""From the command line to a job: arguments completed, refused early when they cannot be right, then handed to Hydra.
+A mistake the user can mend is printed alone and ends with code 2; anything else keeps its traceback and ends with 1."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vlpkit import schema
+from vlpkit.check import trust
+from vlpkit.errors import ConfigError, VlpError
+from vlpkit.refuse import Gate, in_job
+
+_WANTS = re.compile(r"#\s*size:\s*(\w+)\s*$")
+_VALUE_FLAGS = ("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
+
+
+def run_hydra(
+    task: Callable[[DictConfig], Any], *, conf: Path, name: str = "train", check: Callable[[DictConfig], object] | None = None, argv: Sequence[str] | None = None,
+) -> int:
+    """Compose, refuse or run, and say how it went.
+
+    Args:
+        task: the job; gets the composed config, in which a job of a sweep finds its own `run_dir`.
+        conf: folder with the config groups.
+        name: primary config.
+        check: called with the config of every job before the first one starts; it raises a VlpError to refuse.
+        argv: arguments; those of the process when left out.
+
+    Returns:
+        exit code: 0, or 2 when a VlpError was raised, whose message alone went to the error stream. Other exceptions pass.
+    """
+    try:
+        sys.argv[1:] = refuse_early(sys.argv[1:] if argv is None else argv, conf=conf, name=name, check=check)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra swallows exceptions and exits with 1
+        hydra.main(config_path=str(conf.resolve()), config_name=name, version_base="1.3")(_job(task))()
+    except VlpError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> Any:
+        trust(cfg.plugins)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            cfg.run_dir = HydraConfig.get().runtime.output_dir
+        return task(cfg)
+
+    return job
+
+
+def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check: Callable[[DictConfig], object] | None = None) -> list[str]:
+    """The arguments as Hydra shall get them: flags first, the size that the data asks for, `++` where a part takes a key that its YAML leaves out.
+
+    Raises:
+        ConfigError: with every mistake of the first job that cannot be composed.
+        VlpError: what `check` raises.
+    """
+    schema.register()
+    asked = get_args_parser().parse_intermixed_args(list(argv))
+    flags = _flags(argv)
+    overrides = complete_arguments(asked.overrides, conf=conf)
+    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun or (asked.help and not overrides):
+        return [*flags, *overrides]
+    multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
+    if multirun:  # every job makes its own folder under the one asked for
+        overrides = [re.sub(r"^\+{0,2}run_dir=", "hydra.sweep.dir=", text) for text in overrides]
+    gate = _gate(asked, conf=conf, name=name)
+    opened: dict[str, str] = {}
+    running = not (asked.help or asked.cfg or asked.info)
+    for job in gate.jobs(overrides, multirun=multirun):
+        opened.update({text.partition("=")[0]: new.partition("=")[0] for text, new in job.opened.items()})
+        if check is not None and running:
+            _ask(check, job.config, [text for text in job.overrides if text not in overrides], job.overrides)
+    return [*flags, *(f"{opened.get(key, key)}{sign}{value}" for key, sign, value in (text.partition("=") for text in overrides))]
+
+
+def _ask(check: Callable[[DictConfig], object], composed: DictConfig, swept: Sequence[str], overrides: Sequence[str]) -> None:
+    cfg = composed.copy()
+    cfg._set_flag("struct", False)
+    cfg.pop("hydra")
+    cfg._set_flag("struct", True)
+    trust(cfg.plugins)
+    try:
+        check(cfg)
+    except VlpError as error:
+        raise in_job(error, overrides, [text.partition("=")[0] for text in swept]) from error
+
+
+def _flags(argv: Sequence[str]) -> list[str]:
+    flags: list[str] = []
+    for i, text in enumerate(argv):
+        if text.startswith("-") or (i and argv[i - 1] in _VALUE_FLAGS) or (i and argv[i - 1] in ("--cfg", "-c", "--info", "-i") and "=" not in text):
+            flags.append(text)
+    return flags
+
+
+def _gate(asked: Namespace, *, conf: Path, name: str) -> Gate:
+    setup_globals()
+    path = conf.resolve() if asked.config_path is None else (Path(sys.argv[0]).resolve().parent / asked.config_path)
+    search = create_config_search_path(str(path))
+    if asked.config_dir is not None:
+        if not Path(asked.config_dir).is_dir():
+            raise ConfigError(f"--config-dir: {asked.config_dir!r} is no folder.")
+        search.prepend(provider="command-line", path=f"file://{Path(asked.config_dir).resolve()}", anchor=SearchPathQuery(provider="schema"))
+    hydra.version.setbase("1.3")
+    return Gate(ConfigLoaderImpl(config_search_path=search), conf=path, name=asked.config_name or name)
+
+
+def complete_arguments(argv: Sequence[str], *, conf: Path) -> list[str]:
+    """The arguments, and `size=...` when the chosen data ask for a size (a line `# size: base` in their file) and nothing else chose one.
+
+    Raises:
+        ConfigError: when the data of a sweep ask for different sizes.
+    """
+    chosen = {key: value for key, sign, value in (text.partition("=") for text in argv) if sign}
+    if "size" in chosen or "data" not in chosen or _sets_size(conf / "local" / "default.yaml"):
+        return list(argv)
+    if any(_sets_size(conf / "experiment" / f"{option}.yaml") for option in chosen.get("experiment", "").split(",")):
+        return list(argv)
+    wanted = {option: _wanted_size(conf / "data" / f"{option}.yaml") for option in chosen["data"].split(",")}
+    sizes = set(wanted.values())
+    if len(sizes) > 1:
+        said = ", ".join(f"{option} asks for {size or 'no size'}" for option, size in wanted.items())
+        raise ConfigError(f"data={chosen['data']}: {said}.\n  Say which one: size={next(size for size in wanted.values() if size)}")
+    (size,) = sizes
+    return [*argv, *([] if size is None else [f"size={size}"])]
+
+
+def _sets_size(file: Path) -> bool:
+    return file.is_file() and re.search(r"^\s*-\s*override\s+/size\s*:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def _wanted_size(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    lines = file.read_text(encoding="utf-8").splitlines()[:10]
+    return next((found[1] for line in lines if (found := _WANTS.match(line))), None)
