@@ -25,13 +25,18 @@ class Fusion(nn.Module):
         close: whether a trunk whose last block was played gets its closing norm.
     """
 
+    v: Trunk | None
+    w: Trunk | None
+    joint: Merged | None
+
     def __init__(
         self, *, reads: Mapping[str, str], steps: Sequence[Mapping[str, str | int]], v: Trunk | None = None, w: Trunk | None = None,
         joint: Merged | None = None, close: bool = True,
     ) -> None:
         super().__init__()
         self.reads, self.steps, self.close = dict(reads), [dict(step) for step in steps], close
-        self.v, self.w, self.joint = v, w, joint
+        for name, trunk in (("v", v), ("w", w), ("joint", joint)):
+            self.register_module(name, trunk)  # a place that a tie fills is registered as empty
 
     def plan(self) -> list[dict[str, range]]:
         """The steps as layer numbers. Raises ValueError when a trunk is missing or ranges of one step differ in length."""

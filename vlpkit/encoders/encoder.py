@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import nn
 
+from vlpkit.data.tokenize import Words
 from vlpkit.layers.attention import Cache
 from vlpkit.layers.trunk import Trunk
 from vlpkit.types import ImageInput, Stream, TextInput
@@ -27,12 +28,14 @@ class Encoder(nn.Module):
         embed: reads the raw input; a wrapped backbone is an embed without a trunk.
         trunk: blocks over the embedded stream; None makes both taps agree.
         neck: changes length or names behind the trunk.
+        words: the tokenizer of a text encoder, shared with data, draws and heads.
     """
 
     taps = ("embed", "encode")
 
-    def __init__(self, embed: nn.Module, *, trunk: Trunk | None = None, neck: nn.Module | None = None) -> None:
+    def __init__(self, embed: nn.Module, *, trunk: Trunk | None = None, neck: nn.Module | None = None, words: Words | None = None) -> None:
         super().__init__()
+        self.words = words
         self.embed, self.trunk, self.neck = embed, trunk, neck
 
     @property

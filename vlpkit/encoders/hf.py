@@ -47,19 +47,16 @@ class TransformersText(nn.Module):
                     f"model.text.embed.pretrained: {pretrained!r} cannot be had ({str(error).splitlines()[0]}).\n"
                     "  Give a local folder (model.text.embed.pretrained=/path/to/folder) or start from random weights (pretrained=null)."
                 ) from error
-            if self.word.num_embeddings < vocab:
+            if self.net.get_input_embeddings().num_embeddings < vocab:
                 self.net.resize_token_embeddings(vocab)
         if getattr(self.net, "pooler", None) is not None:
             self.net.pooler = None  # an unread pooler would be a parameter that no objective reaches
         self.dim = int(self.net.config.hidden_size)
-
-    @property
-    def word(self) -> nn.Embedding:
-        """The word table (V, D), for ties with output heads."""
-        table: nn.Embedding = self.net.get_input_embeddings()
-        return table
+        self.word = self.net.get_input_embeddings()  # the word table (V, D), where ties with output heads look for it
 
     def forward(self, given: TextInput) -> Stream:
         """(B, N) ids to a stream (B, N, D) of the part w."""
-        y = self.net(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
+        # On the meta device there are no values to look at, and transformers looks.
+        mask = None if given.ids.is_meta else given.mask.long()
+        y = self.net(input_ids=given.ids, attention_mask=mask).last_hidden_state
         return Stream(y, given.mask, (("w", given.ids.shape[1]),), given.order)

@@ -1,0 +1,74 @@
+"""Small real things for tests: a composed recipe, its tokenizer, a model at tiny width, a batch, the streams of one step."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from vlpkit.assemble import Assembly, assemble
+from vlpkit.check import settle
+from vlpkit.data.tokenize import Words, load_words
+from vlpkit.durations import Clock
+from vlpkit.schema import register
+from vlpkit.streams import Streams
+from vlpkit.types import Batch, ImageInput
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+CLOCK = Clock(batch=8, samples_per_epoch=80, total_steps=20)
+
+CAPTIONS = [
+    "a large red circle to the left of a small blue square", "two green triangles and a yellow star", "a small blue square above a large red circle",
+    "one striped purple hexagon below a white cross", "three black dots in a row", "a yellow star inside a green ring",
+    "a tiny orange heart right of two grey bars", "four small circles on a dark background",
+]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The resolved, checked configuration of a command line, as plain containers."""
+    register()
+    with initialize_config_dir(config_dir=str(CONF), version_base=None):
+        cfg = hydra_compose(config_name="train", overrides=list(overrides))
+    return settle(cfg, conf=CONF)[0]
+
+
+@cache
+def _trained(kind: str, length: int, template: str, add: tuple[str, ...], clean: str) -> Words:
+    return load_words(name="", kind=kind, size=300, length=length, template=template, add=add, clean=clean, captions=lambda: CAPTIONS)  # type: ignore[arg-type]
+
+
+def tiny_words(cfg: dict[str, Any]) -> Words:
+    """The recipe's tokenizer, trained on a handful of captions."""
+    node = cfg["model"]["text"]["words"]
+    return _trained(node["kind"], node["length"], node.get("template", "[cls] {caption} [sep]"), tuple(node.get("add", ())), node.get("clean", "none"))
+
+
+def tiny_model(*overrides: str, seed: int = 0) -> tuple[Assembly, Words]:
+    """A recipe at narrow width, assembled with random weights that depend on `seed` alone."""
+    narrow = ["size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
+              "size.image=32", "size.queue=24", "size.words=24"]
+    cfg = composed(*narrow, *overrides)
+    words = tiny_words(cfg)
+    torch.manual_seed(seed)
+    return assemble(cfg, words=words, clock=CLOCK), words
+
+
+def tiny_batch(words: Words, *, rows: int = 4, size: int = 32, seed: int = 0) -> Batch:
+    """Random pictures beside real captions."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (rows, 3, size, size), generator=rng, dtype=torch.uint8)
+    start = int(torch.randint(len(CAPTIONS), (), generator=rng))
+    texts = words.encode([CAPTIONS[(start + i) % len(CAPTIONS)] for i in range(rows)])
+    return Batch({"clean": ImageInput(pixels)}, {"clean": texts}, {}, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
+
+
+def tiny_streams(assembly: Assembly, batch: Batch, *, step: int = 0, seed: tuple[int | str, ...] = (0,)) -> Streams:
+    """The streams of one step."""
+    return Streams(
+        assembly.model, batch, draws=assembly.draws, step=step, seed=seed, teacher=None if assembly.teacher is None else assembly.teacher.model
+    )

@@ -1,0 +1,112 @@
+"""The optimiser plan: groups by address, decay rules, warm-up and schedule. One optimiser holds all groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vlpkit.address import matches
+from vlpkit.errors import ConfigError, did_you_mean
+from vlpkit.maths.schedule import learning_rate
+from vlpkit.types import Steps
+
+log = logging.getLogger(__name__)
+_GROUP_KEYS = ("match", "lr_scale", "decay")
+
+
+class Optim:
+    """AdamW (Loshchilov and Hutter 2019) over groups of parameters, with a rate that is a pure function of the step.
+
+    Args:
+        total: steps of the run.
+        kind: adamw or sgd.
+        lr: peak rate.
+        betas: of AdamW; the first is the momentum of SGD.
+        eps: of AdamW.
+        decay: decoupled weight decay.
+        decay_on: matrices (two dimensions or more), all, or not_vectors (all but 1-D tensors).
+        warmup: steps of linear warm-up.
+        warmup_from: rate of the first update.
+        schedule: cosine, constant or step.
+        end: lowest rate.
+        period: steps between two drops of `step`.
+        factor: of a drop.
+        groups: first match wins; `match` is an address or one of the words bias, norm; `lr_scale` and `decay` replace.
+    """
+
+    def __init__(
+        self, *, total: int, kind: Literal["adamw", "sgd"] = "adamw", lr: float, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
+        decay: float = 0.01, decay_on: Literal["matrices", "all", "not_vectors"] = "matrices", warmup: Steps = Steps(0),  # noqa: B008
+        warmup_from: float = 0.0, schedule: Literal["cosine", "constant", "step"] = "cosine", end: float = 0.0,
+        period: Steps = Steps(0), factor: float = 1.0, groups: Sequence[Mapping[str, Any]] = (),  # noqa: B008
+    ) -> None:
+        if schedule == "step" and period < 1:
+            raise ConfigError("optim.period: schedule=step drops the rate every `period`; give one, such as optim.period=1_epochs")
+        for i, group in enumerate(groups):
+            for key in group:
+                if key not in _GROUP_KEYS:
+                    raise ConfigError(f"optim.groups[{i}]: no key {key!r} (there are: {', '.join(_GROUP_KEYS)}). {did_you_mean(key, _GROUP_KEYS)}".rstrip())
+            if "match" not in group:
+                raise ConfigError(f"optim.groups[{i}]: a group needs `match`, an address such as vision.trunk or one of the words bias, norm")
+        if warmup > total:
+            log.warning("optim.warmup is %d steps but the run has %d: the peak rate is never reached", warmup, total)
+        self.kind, self.lr, self.betas, self.eps = kind, lr, (float(betas[0]), float(betas[1])), eps
+        self.decay, self.decay_on, self.groups = decay, decay_on, [dict(group) for group in groups]
+        self.total, self.warmup, self.warmup_from, self.schedule, self.end = total, warmup, warmup_from, schedule, end
+        self.period, self.factor = period, factor
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the update number `step`, counted from 0, before any group's scale."""
+        return learning_rate(
+            step, peak=self.lr, total=self.total, warmup=self.warmup, warmup_from=self.warmup_from, end=self.end, shape=self.schedule,
+            period=self.period, factor=self.factor,
+        )
+
+    def split(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups of the trainable parameters, each once, under its first address.
+
+        Raises:
+            ConfigError: a group that matches no trainable parameter.
+        """
+        norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+        used = [False] * len(self.groups)
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            decays = {"matrices": parameter.ndim >= 2, "all": True, "not_vectors": parameter.ndim != 1}[self.decay_on]
+            scale, decay = 1.0, self.decay if decays else 0.0
+            for i, group in enumerate(self.groups):
+                if self._in(group["match"], name, norms):
+                    used[i] = True
+                    scale, decay = float(group.get("lr_scale", 1.0)), float(group.get("decay", decay))
+                    break
+            made = groups.setdefault((scale, decay), {"params": [], "names": [], "lr": self.lr * scale, "weight_decay": decay, "scale": scale})
+            made["params"].append(parameter)
+            made["names"].append(name)
+        for i, group in enumerate(self.groups):
+            if not used[i]:
+                raise ConfigError(f"optim.groups[{i}].match: {group['match']!r} matches no trainable parameter that an earlier group left")
+        return list(groups.values())
+
+    @staticmethod
+    def _in(match: str, name: str, norms: set[str]) -> bool:
+        if match == "bias":
+            return name.endswith(".bias")
+        return name.rpartition(".")[0] in norms if match == "norm" else matches(match, name)
+
+    def build(self, model: nn.Module) -> tuple[Optimizer, LambdaLR]:
+        """The optimiser and its schedule, stepped once an optimiser step."""
+        groups = [{k: v for k, v in group.items() if k != "names"} for group in self.split(model)]
+        optimizer: Optimizer
+        if self.kind == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0])
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return optimizer, LambdaLR(optimizer, lambda step: self.rate(step) / self.lr)
