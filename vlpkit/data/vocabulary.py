@@ -107,17 +107,16 @@ def _roomy(size: int, least: int, what: str) -> None:
 
 
 def from_transformers(name: str) -> tuple[Tokenizer, dict[str, int]]:
+    """The fast tokenizer `name` (hub or local folder) and its specials by our names. Raises DataError."""
+    folder = Path(name).is_dir()
+    if not folder and (trouble := _out_of_reach(name)):
+        raise _not_had(name, folder, trouble)
     from transformers import AutoTokenizer  # heavy, and only this branch needs it
 
-    folder = Path(name).is_dir()
     try:
         outer = AutoTokenizer.from_pretrained(name, local_files_only=folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        tried = "as a local folder" if folder else "as a local folder, in the local cache and on the hub"
-        raise DataError(
-            f"{KEY}.name is {name!r}, which cannot be had (tried {tried}: {_first_line(error)}). Point {KEY}.name at a folder that "
-            f"holds the tokenizer's files, or choose size=tiny, which trains one from the captions"
-        ) from None
+        raise _not_had(name, folder, str(error)) from None
     if not outer.is_fast:
         raise DataError(f"{KEY}.name is {name!r}, which has no fast tokenizer (tokenizer.json); convert it with transformers first")
     chosen = {
@@ -134,5 +133,31 @@ def from_transformers(name: str) -> tuple[Tokenizer, dict[str, int]]:
     return Tokenizer.from_str(outer.backend_tokenizer.to_str()), special
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _out_of_reach(name: str) -> str:
+    """Why the hub cannot serve `name`, or "". One question, asked here because the library repeats its own for a minute."""
+    import huggingface_hub as hub
+
+    try:
+        cached = [hub.try_to_load_from_cache(name, file) for file in ("tokenizer_config.json", "tokenizer.json", "config.json")]
+    except hub.errors.HFValidationError:
+        return "there is no such folder, and a hub name looks otherwise"
+    if any(isinstance(path, str) for path in cached):
+        return ""
+    if hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"), timeout=5)
+    except hub.errors.HfHubHTTPError as error:  # an answer: the file, the name or the permission is missing
+        return "" if isinstance(error, hub.errors.EntryNotFoundError) else str(error)
+    except Exception as error:  # no answer; the class depends on the version of the library's http client
+        return str(error)
+    return ""
+
+
+def _not_had(name: str, folder: bool, trouble: str) -> DataError:
+    tried = "as a local folder" if folder else "as a local folder, in the local cache and on the hub"
+    first = trouble.strip().partition("\n")[0].rstrip(".")
+    return DataError(
+        f"{KEY}.name is {name!r}, which cannot be had (tried {tried}: {first}). Point {KEY}.name at a folder that holds the "
+        f"tokenizer's files, or choose size=tiny, which trains one from the captions"
+    )
