@@ -112,9 +112,9 @@ def say(facts: Facts, style: Style) -> Caption:
     return Caption(body, facts, style)
 
 
-def hard_pairs(scene: Scene, rng: Generator, *, count: int = 4) -> list[tuple[str, str, str]]:
-    """(true caption, false caption, what was swapped): equal bags of words, so only who has what can tell them apart."""
-    found: list[tuple[str, str, str]] = []
+def hard_pairs(scene: Scene, rng: Generator, *, count: int = 4) -> list[tuple[Caption, Caption, str]]:
+    """(true, false, what was swapped), each swap once: equal bags of words, so only who has what can tell them apart."""
+    found: list[tuple[Caption, Caption, str]] = []
     wanted = (*_ATTRIBUTES, "relation")
     if len(scene.things) == 1:
         return found
@@ -126,7 +126,7 @@ def hard_pairs(scene: Scene, rng: Generator, *, count: int = 4) -> list[tuple[st
                 continue
             negative = say(false, caption.style)
             if negative.text != caption.text and bag(negative.text) == bag(caption.text):
-                found.append((caption.text, negative.text, swapped))
+                found.append((caption, negative, swapped))
                 break
         if len(found) == count:
             break

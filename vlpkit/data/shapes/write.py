@@ -31,6 +31,7 @@ MANIFEST = "manifest.json"
 
 _log = logging.getLogger(__name__)
 _OURS = re.compile(r"(train|val)-\d{6}\.tar|manifest\.json")
+_STRANGERS = 1_000_000  # captions stray from so many scenes, not from the world's own, so that worlds of all sizes agree
 _DRAWING, _SPEAKING, _TESTING, _SPOILING = 1, 2, 3, 4  # purposes of the random streams; 0 makes the scene
 
 
@@ -129,7 +130,7 @@ def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[st
         record |= {"captions": [caption.text for caption in said], "facts": [caption.facts.record() for caption in said]}
     if split == "val":
         pairs = hard_pairs(scene, generator(world.seed, split, number, _TESTING))
-        record |= {"hard": [[true, false] for true, false, _ in pairs], "hard_kinds": [kind for *_, kind in pairs]}
+        record |= {"hard": [[true.text, false.text] for true, false, _ in pairs], "hard_kinds": [kind for *_, kind in pairs]}
     return scene, record | {"scene": scene.record()}
 
 
@@ -139,8 +140,8 @@ def _noise(world: World, scene: Scene, kind: str, rng: Generator) -> list[str]:
     if kind == "keywords":
         return [keywords(scene, rng)]
     while True:  # captions of another scene, none of which happens to be true here
-        other = int(rng.integers(world.train + 1000))
-        strangers = captions(make_scene(world.seed, "train", other), rng, count=world.captions)
+        other = make_scene(world.seed, "train", int(rng.integers(_STRANGERS)))
+        strangers = captions(other, rng, count=world.captions)
         false = [caption.text for caption in strangers if not holds(caption.facts, scene)]
         if false:
             return false
