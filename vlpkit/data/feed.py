@@ -4,15 +4,13 @@ Refused samples are replaced where they stand and travel to the main process as 
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vlpkit.data.collate import Sample, collate, stack
 from vlpkit.data.decode import Refused, read_caption
@@ -22,14 +20,12 @@ from vlpkit.data.reader import TEXTS, Reader
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
-from vlpkit.errors import DataError
+from vlpkit.data.workers import load
 from vlpkit.types import Batch, ImageInput, TextInput
 
 log = logging.getLogger(__name__)
 
 SUBSTITUTES = 32  # refused in a row before a position is given up
-_PATIENCE = 600.0  # seconds a worker may take for one item before the run stops rather than hangs
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,30 +161,6 @@ class TrainLoader:
             yield {"pairs": item.batch}
 
 
-def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -> Iterator[T]:
-    """Items in the sampler's order from `workers` processes. Raises DataError when one of them is killed or stalls."""
-    loader: DataLoader[T] = DataLoader(
-        items,
-        sampler=sampler,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_same,
-        pin_memory=torch.cuda.is_available(),
-        timeout=_PATIENCE if workers else 0,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator().manual_seed(0),  # its own: starting a loader must not move the run's random numbers
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise DataError(
-            f"{key}: a reading process ended or stalled ({str(error).splitlines()[0]}). The usual cause is memory: lower data.workers={workers}, "
-            f"or look for a killed process in the system log. The run can be continued with resume=auto."
-        ) from error
-
-
 def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
@@ -201,20 +173,5 @@ def captions_of(reader: Reader, number: int) -> list[str]:
     return read_caption(found.get("txt"), found.get("json"))[0]
 
 
-def _same(item: T) -> T:
-    return item
-
-
 def _pin(text: TextInput) -> TextInput:
     return TextInput(*(None if t is None else t.pin_memory() for t in (text.ids, text.mask, text.order, text.at)))  # type: ignore[arg-type]
-
-
-def _start_worker(_: int) -> None:
-    """One thread a process; and a signal to the whole process group must reach the trainer, which still needs its readers to finish a step."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _first_only)
-
-
-def _first_only(_: int, __: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 
 from vlpkit.data.decode import Refused
 from vlpkit.data.faults import Ledger
-from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of, load
+from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
 from vlpkit.data.index import Index, build_index
 from vlpkit.data.order import Order
 from vlpkit.data.reader import Reader
@@ -23,6 +23,7 @@ from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
+from vlpkit.data.workers import load
 from vlpkit.errors import ConfigError, DataError, ResumeError
 
 log = logging.getLogger(__name__)

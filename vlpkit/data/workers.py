@@ -1,0 +1,110 @@
+"""Reading processes: started with one thread each, deaf to the signals meant for the trainer, and never missed in silence.
+Knows nothing of samples; `load` gives the items of any map-style data set in the order asked for."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlpkit.errors import DataError
+
+_PATIENCE = 600.0  # seconds a worker may take for one item before the run stops rather than hangs
+T = TypeVar("T")
+
+
+def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -> Iterator[T]:
+    """Items in the sampler's order from `workers` processes; 0: from this one.
+
+    Args:
+        key: configuration key of the shards, named in messages.
+
+    Raises:
+        DataError: a worker was killed or stalls; at most some seconds later, and only while an item is awaited.
+    """
+    loader: DataLoader[T] = DataLoader(
+        items,
+        sampler=sampler,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        timeout=_PATIENCE if workers else 0,
+        worker_init_fn=_start,
+        generator=torch.Generator().manual_seed(0),  # its own: starting a loader must not move the run's random numbers
+    )
+    try:
+        stream = iter(loader)
+        if workers:
+            _watch.install()
+        while True:
+            try:
+                item = _watch.next(stream)
+            except StopIteration:
+                return
+            yield item
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DataError(
+            f"{key}: a reading process ended or stalled ({str(error).splitlines()[0]}) The usual cause is memory: lower data.workers={workers}, "
+            f"or look for a killed process in the system log. The run can be continued with resume=auto."
+        ) from error
+
+
+class _Watch:
+    """Torch reports a dead worker by raising wherever the main thread happens to be, in the middle of a step or of a checkpoint.
+    This holds the report back until an item is awaited."""
+
+    def __init__(self) -> None:
+        self._waiting = self._missed = False
+        self._theirs: Any = None
+
+    def install(self) -> None:
+        """Stand before torch's handler, once it is there."""
+        if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+            return
+        standing = signal.getsignal(signal.SIGCHLD)
+        if callable(standing) and standing != self._handle:
+            self._theirs = standing
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def next(self, stream: Iterator[T]) -> T:
+        """The next item, or RuntimeError when a worker has died."""
+        self._waiting = True
+        try:
+            if self._missed:
+                self._missed = False
+                self._theirs(signal.SIGCHLD, None)
+            return next(stream)
+        finally:
+            self._waiting = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting:
+            self._theirs(number, frame)
+        else:
+            self._missed = True
+
+
+_watch = _Watch()
+
+
+def _same(item: T) -> T:
+    return item
+
+
+def _start(_: int) -> None:
+    """A signal to the whole process group must reach the trainer alone, which still needs its readers to finish a step."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _first_only)
+
+
+def _first_only(_: int, __: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
