@@ -220,9 +220,11 @@ def _construct(found: Found) -> Signature:
     start = own.get("__init__") or own.get("__new__")
     if start is not None:
         signature = _callable(found, start, bound=True)
-        if signature.anything and start.args.kwarg is not None and _passes_on(start, start.args.kwarg.arg):
+        given = None if start.args.kwarg is None else _passes_on(start, start.args.kwarg.arg)
+        if signature.anything and given is not None:
             inherited = _inherited(found)
-            return replace(signature, parameters={**inherited.parameters, **signature.parameters}, anything=inherited.anything)
+            left = {name: parameter for name, parameter in inherited.parameters.items() if name not in given}
+            return replace(signature, parameters={**left, **signature.parameters}, anything=inherited.anything)
         return signature
     marks = {dotted(mark.func if isinstance(mark, ast.Call) else mark) for mark in node.decorator_list}
     bases = {qualify(found.source, name) for base in node.bases if (name := dotted(base))}
@@ -231,11 +233,14 @@ def _construct(found: Found) -> Signature:
     return Signature(found.name, _fields(found)) if "typing.NamedTuple" in bases else _inherited(found)
 
 
-def _passes_on(start: ast.FunctionDef, name: str) -> bool:
+def _passes_on(start: ast.FunctionDef, name: str) -> set[str] | None:
+    """The keywords that a constructor sets itself where it hands `**name` to its base; None when it does not hand them on."""
     for node in ast.walk(start):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("__init__", "__new__"):
-            return any(key.arg is None and isinstance(key.value, ast.Name) and key.value.id == name for key in node.keywords)
-    return False
+            if any(key.arg is None and isinstance(key.value, ast.Name) and key.value.id == name for key in node.keywords):
+                return {key.arg for key in node.keywords if key.arg is not None}
+            return None
+    return None
 
 
 def _inherited(found: Found) -> Signature:

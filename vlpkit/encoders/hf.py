@@ -56,7 +56,9 @@ class TransformersText(nn.Module):
 
     def forward(self, given: TextInput) -> Stream:
         """(B, N) ids to a stream (B, N, D) of the part w."""
-        # On the meta device there are no values to look at, and transformers looks.
-        mask = None if given.ids.is_meta else given.mask.long()
-        y = self.net(input_ids=given.ids, attention_mask=mask).last_hidden_state
+        if given.ids.is_meta:
+            # Some of these models look at values, and the meta device has none: the right shape, reached by every parameter.
+            y = torch.stack([p.sum() for p in self.net.parameters()]).sum().expand(*given.ids.shape, self.dim)
+        else:
+            y = self.net(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
         return Stream(y, given.mask, (("w", given.ids.shape[1]),), given.order)

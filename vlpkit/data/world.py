@@ -1,0 +1,23 @@
+"""The embedded world as a source: written to the cache when it is not there yet, then streamed like any other shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlpkit.data.module import DataModule
+from vlpkit.data.shapes.write import ensure_world
+
+
+class WorldData(DataModule):
+    """A DataModule whose root is a generated world.
+
+    Args:
+        world: what `ensure_world` takes, such as train, val, noise and seed.
+        cache: folder under which worlds and indexes are kept.
+        options: of the DataModule.
+    """
+
+    def __init__(self, *, world: Mapping[str, Any], cache: str, **options: Any) -> None:
+        super().__init__(root=str(ensure_world(Path(cache), **world)), cache=cache, **options)
