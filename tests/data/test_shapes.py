@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def parsed(record: dict[str, Any]) -> Facts:
     )
 
 
+OPENING = re.compile("^(a picture of|an image with|(two|three|four) (shapes|objects):) ")
 PAIR = Scene("gray", (thing("large plain red circle", 0.25, 0.5), thing("small striped blue square", 0.75, 0.5)))
 RED, BLUE = Mention("circle", "red"), Mention("square", "blue")
 
@@ -177,6 +179,16 @@ def test_captions_of_a_scene_differ_and_are_of_a_fitting_length(val: list[Scene]
     assert max(lengths) <= 30
     assert 12 <= np.mean(lengths) <= 18
     assert np.mean([length <= 25 for length in lengths]) > 0.98
+
+
+def test_counts_and_articles_agree_with_their_nouns(val: list[Scene]) -> None:
+    texts = [caption.text for k, scene in enumerate(val) for caption in captions(scene, generator(0, "val", k, 1))]
+    nouns = "|".join((*SHAPES, "disc", "box", "hoop"))
+    for text in texts:
+        assert not re.search(r"\ba [aeio]|\ban [^aeio]|\bis (two|three|four)\b|\bare an? ", text), text
+        pattern = rf"\b(an?|two|three|four)\b(?:(?!,| and ).)*?\b(?:{nouns})(e?s)?\b"
+        for number, plural in re.findall(pattern, OPENING.sub("", text)):
+            assert bool(plural) == (number in ("two", "three", "four")), text
 
 
 def test_captions_use_a_vocabulary_of_about_a_hundred_words(val: list[Scene]) -> None:

@@ -98,6 +98,8 @@ def say(facts: Facts, style: Style) -> Caption:
     """The sentence for some facts in a style; a chain of equal relations may be said as a line from end to end."""
     nouns = [_noun(mention, style) for mention in facts.mentions]
     opening = style.opening if len(nouns) < 3 else ""
+    if facts.mentions[0].count > 1:
+        opening = opening.replace("there is", "there are")
     chain = _chain(facts)
     if chain is not None and (style.line or len(nouns) > 3):
         body = f"{_ENDS[chain]}: {_list(nouns)}"
