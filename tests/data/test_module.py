@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from PIL import Image
 from shards import jpeg, module, pair, words, write_shards
 
@@ -428,3 +431,18 @@ def test_workers_end_with_the_iterator(folder: Path) -> None:
     assert _alive(stream) == before + 2
     stream.close()  # type: ignore[attr-defined]
     assert len(torch.multiprocessing.active_children()) == before
+
+
+def test_what_workers_are_given_survives_the_journey_to_a_fresh_process(folder: Path) -> None:
+    items = module(folder).train_dataloader().items
+    there = pickle.loads(pickle.dumps(items))
+    assert rows(there[3].batch) == rows(items[3].batch)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preset", ["custom", "cc3m", "cc12m"])
+def test_presets_name_the_settings_of_the_constructor_and_no_others(preset: str) -> None:
+    text = (Path(__file__).parents[2] / "conf" / "data" / f"{preset}.yaml").read_text()
+    signature = inspect.signature(DataModule).parameters
+    offered = {"image_size", "seed", "words"}  # by the program
+    assert text.startswith("# size: ")
+    assert set(yaml.safe_load(text)) == set(signature) - offered | {"_target_"}
