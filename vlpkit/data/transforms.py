@@ -62,8 +62,8 @@ class TrainTransform:
         header = read_header(payload)
         left, top, width, height = self.crop(header.width, header.height, rng)
         full, least = (header.width, header.height), self.size
-        # The decoded image may shrink as long as the crop inside it still covers S x S. Where a third of its pixels or
-        # more is averaged away by the resize, interpolated chroma would not be seen.
+        # The decoded image may shrink as long as the crop inside it still covers S x S. Where more than half of its
+        # pixels are averaged away by the resize, interpolated chroma would not be seen.
         smooth = min(width, height) < 1.5 * least
         pixels = decode(payload, header, width=-(-full[0] * least // width), height=-(-full[1] * least // height), smooth=smooth)
         x, y = pixels.shape[1] / full[0], pixels.shape[0] / full[1]
