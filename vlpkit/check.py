@@ -4,7 +4,7 @@ The signature is the schema of a part; only code under vlpkit, or in modules the
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from omegaconf import DictConfig, OmegaConf, SCMode, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from vlpkit.errors import ConfigError, did_you_mean, nearest, several
-from vlpkit.kinds import describe, hint, misfit, read_kind
-from vlpkit.signatures import Found, Signature, locate, read
+from vlpkit.kinds import ANY, describe, hint, misfit, read_kind
+from vlpkit.signatures import Found, Parameter, Signature, locate, read
 
 # What assembly knows and hands on, so that no YAML repeats it.
 OFFERED = frozenset({"model", "sources", "total", "dim", "memory_dim", "dims", "space", "vocab", "words", "length", "image_size", "seed", "root", "cache"})
 _HOLD_BLOCKS = ("model", "draws", "objectives")  # each child is a block
 _ARE_BLOCKS = ("teacher", "plan")
+LISTS = ("ties", "freeze")  # what stands under `model` beside the parts
 
 _trusted: set[str] = {"vlpkit"}
 
@@ -55,23 +56,57 @@ def settle(cfg: DictConfig, *, offered: Collection[str] = OFFERED, conf: Path | 
     return plain, dropped
 
 
+def idle_blocks(cfg: DictConfig) -> list[str]:
+    """Places where a block should be, but where only settings for one stand, because the option they tune was not chosen."""
+    places: list[str] = []
+    for name, node in _blocks(cfg, ""):
+        if name in _HOLD_BLOCKS:
+            places += [f"{name}.{key}" for key, child in _blocks(node, "") if "_target_" not in child]
+        elif name in _ARE_BLOCKS and "_target_" not in node:
+            places.append(name)
+    for name, node in _blocks(cfg, ""):
+        places += [place for place in _idle_within(node, name) if not any(place.startswith(f"{above}.") for above in places)]
+    return places
+
+
+def _blocks(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
+    """Children that are mappings, with their names; null, missing and interpolated ones are not."""
+    for key in node.keys():  # noqa: SIM118 - a DictConfig iterates over values that may be missing
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield f"{prefix}{key!s}", child
+
+
+def _idle_within(node: DictConfig, place: str) -> Iterator[str]:
+    """Settings without a block under a parameter that takes a block or nothing: `text.trunk: {depth: 6}` where the option has no trunk."""
+    parameters: Mapping[str, Parameter] = {}
+    if "_target_" in node:
+        try:
+            parameters = signature_of(node["_target_"], place=place).parameters
+        except ConfigError:
+            return  # said again, and better, when signatures are checked
+    for key, child in _blocks(node, ""):
+        kind = read_kind(parameters[key].annotation, parameters[key].source) if key in parameters else ANY
+        names = {inner.name for inner in kind.inner if kind.name == "union" and not inner.fields}
+        if names == {"block", "none"} and "_target_" not in child:
+            yield f"{place}.{key}"
+        else:
+            yield from _idle_within(child, f"{place}.{key}")
+
+
 def _drop_idle(cfg: DictConfig) -> list[str]:
-    places = [(cfg, name, name) for name in _ARE_BLOCKS if name in cfg]
-    for holder in _HOLD_BLOCKS:
-        if isinstance(cfg.get(holder), DictConfig):
-            places += [(cfg[holder], name, f"{holder}.{name}") for name in cfg[holder]]
-    dropped = []
-    for node, name, place in places:
-        block = None if OmegaConf.is_missing(node, name) else node._get_node(name)
-        if isinstance(block, DictConfig) and not block._is_none() and not block._is_interpolation() and "_target_" not in block:
-            dropped.append(place)
-            if node is cfg:
-                node[name] = None
-            else:
-                del node[name]
-        elif node is not cfg and place.partition(".")[0] != "model" and node[name] is None:
-            del node[name]  # `objectives.itm: null` takes an objective away
-    return dropped
+    idle = idle_blocks(cfg)
+    for place in idle:
+        above, _, name = place.rpartition(".")
+        node = OmegaConf.select(cfg, above) if above else cfg
+        if above in _HOLD_BLOCKS:
+            del node[name]
+        else:
+            node[name] = None
+    for holder in ("objectives", "draws"):  # `objectives.itm: null` takes an objective away
+        for name in [name for name in cfg[holder] if cfg[holder]._get_node(name)._is_none()]:
+            del cfg[holder][name]
+    return idle
 
 
 def _resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -91,9 +126,19 @@ def _resolve(cfg: DictConfig) -> dict[str, Any]:
 
 def check_signatures(cfg: Mapping[str, Any], *, offered: Collection[str] = OFFERED, conf: Path | None = None) -> None:
     """Bind every block of a plain config to the signature it names. Raises ConfigError with all mistakes, one paragraph each."""
-    found = list(problems(cfg, offered=offered, conf=conf))
+    found = [*_not_blocks(cfg), *problems(cfg, offered=offered, conf=conf)]
     if found:
         raise ConfigError(several(found))
+
+
+def _not_blocks(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Values that stand where only blocks do."""
+    for holder in _HOLD_BLOCKS:
+        for key, value in (cfg.get(holder) or {}).items():
+            if value is None or isinstance(value, Mapping) or (holder == "model" and key in LISTS):
+                continue
+            lists = f", or one of {', '.join(LISTS)}" if holder == "model" else ""
+            yield _with_hint(f"{holder}.{key}: a block with _target_ stands here{lists}, found {_spell(value)}.", did_you_mean(key, LISTS if lists else ()))
 
 
 def problems(cfg: Any, *, place: str = "", offered: Collection[str] = OFFERED, conf: Path | None = None) -> Iterator[str]:
@@ -115,12 +160,11 @@ def _block(node: Mapping[str, Any], place: str, offered: Collection[str], conf: 
         yield str(error)
         return
     name, parameters = signature.name, signature.parameters
+    unknown = [] if signature.anything else [str(key) for key in node if key != "_target_" and key not in parameters]
+    if unknown:
+        yield unknown_key(signature, unknown, place=place, node=node, offered=offered, conf=conf)
     for key, value in node.items():
-        if key == "_target_":
-            continue
         if key not in parameters:
-            if not signature.anything:
-                yield unknown_key(signature, key, place=place, offered=offered, conf=conf)
             continue
         miss = misfit(read_kind(parameters[key].annotation, parameters[key].source), value)
         if miss is not None:
@@ -169,36 +213,38 @@ def _nothing_there(address: str, place: str) -> str:
 
 
 def unknown_key(
-    signature: Signature, key: str, *, place: str, offered: Collection[str] = OFFERED, conf: Path | None = None, typed: bool = False,
+    signature: Signature, keys: Sequence[str], *, place: str, node: Mapping[str, Any], offered: Collection[str] = OFFERED, conf: Path | None = None,
+    typed: bool = False,
 ) -> str:
-    """The paragraph about a key that a block's target does not take; `typed`: it came from the command line, not from a recipe."""
-    accepted = [name for name in signature.parameters if name not in offered]
-    close = nearest(key, accepted)
-    guess = f"Did you mean {close!r}" if close else None
-    if guess is None:
-        options = list(_options_with(conf, place, key)) if conf is not None else []
-        guess = f"Did you mean {' or '.join(options[:2])}" if options else None
+    """The paragraph about keys that a block's target does not take; `typed`: they came from the command line, not from a recipe."""
+    accepted = [name for name, p in signature.parameters.items() if name in node or not (name in offered and p.required)]
+    close = {key: near for key in keys if (near := nearest(key, accepted)) is not None}
+    options = [] if close or conf is None else list(_options_with(conf, place, keys))
+    guesses = [f"{place}.{near}" for near in close.values()] or options[:2]
+    guess = f"Did you mean {' or '.join(guesses)}" if guesses else ""
     if place.partition(".")[0] in ("objectives", "draws", "teacher", "plan") and not typed:
         guess = f"{guess}, or should the recipe's {place} block go" if guess else f"Should the recipe's {place} block go"
+    found = f"{place}.{keys[0]}" if len(keys) == 1 else place
     takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes nothing"
-    return _with_hint(f"{place}.{key}: {signature.name} takes no {key!r} ({takes}).", f"{guess}?" if guess else "")
+    return _with_hint(f"{found}: {signature.name} takes no {', '.join(map(repr, keys))} ({takes}).", f"{guess}?" if guess else "")
 
 
-def _options_with(conf: Path, place: str, key: str) -> Iterator[str]:
-    """Choices such as `objective=[itc_momentum,...]` whose part at this place does take the key."""
+def _options_with(conf: Path, place: str, keys: Sequence[str]) -> Iterator[str]:
+    """Choices such as `objective=[itc_momentum,...]` whose part at this place does take the keys."""
     for file in sorted(conf.glob("*/*.yaml")):
         text = file.read_text(encoding="utf-8")
         first = text.partition("\n")[0].split()
-        package = first[2] if first[:2] == ["#", "@package"] and len(first) > 2 else file.parent.name
-        if place != package and not place.startswith(f"{package}."):
+        package = first[2].split(".") if first[:2] == ["#", "@package"] and len(first) > 2 else [file.parent.name]
+        package, path = [] if package == ["_global_"] else package, place.split(".")
+        if path[: len(package)] != package:
             continue
         node: Any = OmegaConf.to_container(OmegaConf.create(text))
-        for name in place[len(package) :].split(".")[1:]:
+        for name in path[len(package) :]:
             node = node.get(name) if isinstance(node, Mapping) else None
         address = node.get("_target_") if isinstance(node, Mapping) else None
         found = locate(address) if isinstance(address, str) and is_trusted(address) else None
         signature = None if found is None else read(found)
-        if signature is not None and key in signature.parameters:
+        if signature is not None and set(keys) <= set(signature.parameters):
             option = f"[{file.stem},...]" if file.parent.name == "objective" else file.stem
             yield f"{file.parent.name}={option}"
 

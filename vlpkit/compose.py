@@ -77,12 +77,13 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     asked = get_args_parser().parse_intermixed_args(list(argv))
     flags = _flags(argv)
     overrides = complete_arguments(asked.overrides, conf=conf)
-    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun or (asked.help and not overrides):
+    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun:
         return [*flags, *overrides]
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
     if multirun:  # every job makes its own folder under the one asked for
         overrides = [re.sub(r"^\+{0,2}run_dir=", "hydra.sweep.dir=", text) for text in overrides]
     gate = _gate(asked, conf=conf, name=name)
+    overrides = gate.spell_out(overrides)
     opened: dict[str, str] = {}
     running = not (asked.help or asked.cfg or asked.info)
     for job in gate.jobs(overrides, multirun=multirun):

@@ -3,6 +3,7 @@ Every value of a sweep is composed before the first job starts. Imports Hydra, n
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,20 +13,22 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
+from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Transformer
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
-from vlpkit.check import signature_of, unknown_key
+from vlpkit.check import LISTS, idle_blocks, signature_of, unknown_key
 from vlpkit.errors import ConfigError, VlpError, nearest, several
-from vlpkit.kinds import describe, read_kind
+from vlpkit.rephrase import Rephrased, first_line, frame_keys, frame_kind
 
 MOST_JOBS = 24  # of a larger sweep, each value is composed once instead of every combination
+
+OPEN = ("model", "objectives", "draws", "teacher", "plan", "logger", "evals")  # parts, or names of the user's choice
 
 _FORM = "Write key=value, such as optim.lr=1e-4, and quote what the shell would take for itself: 'objective=[itc,lm]'"
 
@@ -51,6 +54,7 @@ class Gate:
     def __init__(self, loader: ConfigLoaderImpl, *, conf: Path, name: str) -> None:
         self.loader, self.conf, self.name = loader, conf, name
         self.repo: IConfigRepository = loader.repository
+        self._loaded: dict[tuple[str, ...], DictConfig] = {}
 
     def jobs(self, overrides: Sequence[str], *, multirun: bool) -> Iterator[Job]:
         """Every combination, or with very many each value once. Raises ConfigError for the first one that cannot be composed."""
@@ -60,6 +64,9 @@ class Gate:
         if sweeps and not multirun:
             raise ConfigError("\n".join(_unasked_sweep(override) for override in sweeps))
         wrong = [problem for override in parsed for problem in self._options(override)]
+        if wrong:
+            raise ConfigError(several(wrong))
+        wrong = [problem for override in parsed for problem in self._additions(override)]
         if wrong:
             raise ConfigError(several(wrong))
         for texts in _combinations([_values(override) for override in parsed]):
@@ -80,16 +87,17 @@ class Gate:
         try:
             return OverridesParser.create(config_loader=self.loader).parse_overrides([text])[0]
         except HydraException as error:
-            raise ConfigError(f"{text!r} cannot be read as an override ({_first_line(error)}).\n  {_FORM}.") from error
+            raise ConfigError(f"{text!r} cannot be read as an override ({first_line(error)}).\n  {_FORM}.") from error
 
     def _open(self, parsed: Sequence[Override]) -> None:
         """The repository with what `hydra.searchpath` adds to it."""
         asked = [str(override.input_line) for override in parsed if override.get_key_element() == "hydra.searchpath"]
-        with self._rephrased():
+        with Rephrased(self.conf):
             self.repo = self.loader._parse_overrides_and_create_caching_repo(self.name, asked)[1]
 
     def _is_group(self, override: Override) -> bool:
-        return override.package is not None or self.repo.group_exists(override.key_or_group)
+        named = override.package is not None or self.repo.group_exists(override.key_or_group)
+        return named and not isinstance(override.value(), dict)  # size={depth: 2} sets keys
 
     def _options(self, override: Override) -> Iterator[str]:
         """What is wrong with the options that an override chooses."""
@@ -98,29 +106,92 @@ class Gate:
             return
         there = self.options(group)
         for value in _choices(override):
-            if value is None or (isinstance(value, str) and (value in there or self.repo.config_exists(f"{group}/{value}"))):
+            if isinstance(value, str) and (value in there or self.repo.config_exists(f"{group}/{value}")):
                 continue
             found = f"there is no option {value!r}" if isinstance(value, str) else f"an option is a name, found {value!r}"
             close = nearest(str(value).removesuffix(".yaml"), there)
             guess = "" if close is None else f" Did you mean {group}={_listed(override, close)}?"
             yield f"{group}: {found} (there are: {', '.join(there)}).{guess}"
 
+    def _additions(self, override: Override) -> Iterator[str]:
+        """What is wrong with a group that an override adds, takes away, or puts at a package of its own."""
+        key, there = override.get_key_element().lstrip("+~"), self._defaults()
+        if not self._is_group(override) or override.is_hydra_override():
+            return
+        if override.is_add() and key in there:
+            yield f"{override.input_line}: {key} is chosen from already. Write {str(override.input_line).lstrip('+')}"
+        elif override.is_delete() and isinstance(there.get(key), list):
+            yield f"{override.input_line}: {key} is a list; take all away with {key}=[]"
+        elif override.package is not None and key not in there and not override.is_add():
+            yield f"{override.input_line}: nothing stands at {override.package} to be replaced. To add it there, write +{override.input_line}"
+
+    def _defaults(self) -> dict[str, Any]:
+        """Groups of the primary config with what they choose before anything is asked."""
+        loaded = self.repo.load_config(self.name)
+        chosen = [] if loaded is None or loaded.defaults_list is None else loaded.defaults_list
+        groups = [default for default in chosen if isinstance(default, GroupDefault)]
+        return {f"{d.group}@{d.package}" if d.package else str(d.group): d.value for d in groups}
+
+    def spell_out(self, overrides: Sequence[str]) -> list[str]:
+        """`fusion=null` as Hydra wants it: `~fusion`, and `objective=null` as an empty list."""
+        texts = []
+        for text in overrides:
+            key, _, value = text.partition("=")
+            if value == "null" and self.repo.group_exists(key):
+                text = f"{key}=[]" if isinstance(self._defaults().get(key), list) else f"~{key}"
+            texts.append(text)
+        return texts
+
     def _compose(self, texts: Sequence[str]) -> Job:
         parsed = [self._parse(text) for text in texts]
         later = [o for o in parsed if not (self._is_group(o) or o.is_hydra_override() or o.is_add() or o.is_force_add() or o.is_delete())]
         first = [str(override.input_line) for override in parsed if override not in later]
-        with self._rephrased():
-            cfg = self.loader.load_configuration(self.name, first, run_mode=RunMode.RUN, validate_sweep_overrides=False)
-        wrong, opened = [], {}
+        cfg = self._load(first)
+        wrong, opened = list(self._strays(cfg)), {}
         for override in later:
             try:
                 if self._assign(cfg, override.key_or_group, override.value()):
                     opened[str(override.input_line)] = f"++{override.input_line}"
             except ConfigError as error:
                 wrong.append(str(error))
+        if not wrong:
+            wrong = [self._in_vain(key, place) for place in idle_blocks(cfg) for o in later if (key := o.key_or_group).startswith(f"{place}.")]
         if wrong:
             raise ConfigError(several(wrong))
         return Job(tuple(texts), opened, cfg)
+
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
+        """What the groups say; composed once for all jobs that differ in plain keys only."""
+        if tuple(overrides) not in self._loaded:
+            with Rephrased(self.conf):
+                cfg = self.loader.load_configuration(self.name, list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=False)
+            self._loaded[tuple(overrides)] = cfg
+        return copy.deepcopy(self._loaded[tuple(overrides)])
+
+    def _strays(self, cfg: DictConfig) -> Iterator[str]:
+        """Keys that no option file knows, in blocks that name no part: a misspelt `size.depht` in a recipe would else go unread."""
+        for name in (str(key) for key in cfg if key != "hydra"):
+            if name not in frame_keys():
+                yield f"{name}: no such key (a config has: {', '.join(frame_keys())}).{_guess(name, frame_keys())}"
+                continue
+            if name in OPEN or name not in self.groups() or not isinstance(cfg[name], DictConfig) or "_target_" in cfg[name]:
+                continue
+            known = {path for option in self.options(name) for path in self._known(name, option)}
+            for path in _paths(cfg[name], f"{name}."):
+                if path not in known:
+                    beside = sorted(there for there in known if there.rpartition(".")[0] == path.rpartition(".")[0])
+                    yield f"{path}: no such key ({path.rpartition('.')[0]} has: {', '.join(p.rpartition('.')[2] for p in beside)}).{_guess(path, beside)}"
+
+    def _known(self, group: str, option: str) -> Iterator[str]:
+        """Keys that an option file sets below its group's own name."""
+        with Rephrased(self.conf):
+            loaded = self.repo.load_config(f"{group}/{option}")
+        assert loaded is not None  # it was listed
+        node = loaded.config.get(group) if loaded.header["package"] == "_global_" else loaded.config
+        yield from _paths(node, f"{group}.")
+
+    def _in_vain(self, key: str, place: str) -> str:
+        return f"{key}: has no effect, as this command builds no {place}.{self._add_one(place.rpartition('.')[2])}"
 
     def _assign(self, cfg: DictConfig, key: str, value: Any) -> bool:
         """Set a key; True when the YAML leaves it out but the part it belongs to takes it."""
@@ -138,11 +209,13 @@ class Gate:
         return absent
 
     def _takes(self, node: Any, place: str, key: str) -> bool:
-        if not isinstance(node, DictConfig) or node._is_none() or "_target_" not in node:
+        if not isinstance(node, DictConfig) or node._is_none():
             return False
+        if "_target_" not in node:
+            return place == "model" and key in LISTS
         signature = signature_of(node["_target_"], place=place)
         if key not in signature.parameters and not signature.anything:
-            raise ConfigError(unknown_key(signature, key, place=place, conf=self.conf, typed=True))
+            raise ConfigError(unknown_key(signature, [key], place=place, node=node, conf=self.conf, typed=True))
         return True
 
     def _no_such_key(self, cfg: DictConfig, node: Any, parts: Sequence[str], depth: int, value: Any) -> str:
@@ -160,12 +233,12 @@ class Gate:
             near = elsewhere[0] if elsewhere else None if close is None else ".".join([*parts[:depth], close, *rest])
             guess = "" if near is None else f" Did you mean {near}?"
         if depth == 0:
-            return f"{key}: there is no group and no key {word!r} (groups: {', '.join(self.groups())}; keys: {', '.join(keys)}).{guess}"
+            return f"{key}: there is no group and no key {word!r}.{guess}\n  groups: {', '.join(self.groups())}\n  keys: {', '.join(keys)}"
         return f"{key}: no such key ({place} has: {', '.join(keys) or 'nothing'}).{guess or self._add_one(word)}"
 
     def _add_one(self, group: str) -> str:
         there = self.options(group) if group in self.groups() else []
-        return f" Choose one first: {group}={there[0]} (there are: {', '.join(there)})." if there else ""
+        return f" Choose one: {group}={there[0]} (there are: {', '.join(there)})." if there else ""
 
     def _as_choice(self, group: str, value: Any) -> str:
         if group not in self.groups():
@@ -173,61 +246,10 @@ class Gate:
         close = value if not isinstance(value, str) or value in self.options(group) else nearest(value, self.options(group))
         return "" if close is None else f" Did you mean {group}={close}?"
 
-    def _rephrased(self) -> _Rephrased:
-        return _Rephrased(self)
 
-
-class _Rephrased:
-    """Turns what Hydra and OmegaConf raise about files into our errors."""
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, MarkedYAMLError):
-            mark = error.problem_mark
-            where = "a config file" if mark is None else f"{_short(mark.name, self.gate.conf)}, line {mark.line + 1}, column {mark.column + 1}"
-            raise ConfigError(f"{where}: this is not YAML ({error.problem}).") from error
-        if isinstance(error, MissingConfigException):
-            raise ConfigError(self._missing(error)) from error
-        if isinstance(error, HydraException | OmegaConfBaseException | ValueError):
-            raise ConfigError(self._composition(error)) from error
-
-    def _missing(self, error: MissingConfigException) -> str:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        file = _file_named_in(str(error))
-        there = list(error.options or [])
-        close = nearest(option, there)
-        guess = "" if close is None else f" Did you mean {close!r}?"
-        accepted = f" (there are: {', '.join(there)})" if there else ""
-        return f"{file}{group or 'defaults'}: there is no option {option!r}{accepted}.{guess}"
-
-    def _composition(self, error: BaseException) -> str:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OmegaConfBaseException):
-            cause = cause.__cause__ or cause.__context__
-        file = _file_named_in(str(error))
-        if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
-            return re.sub(r"^In '[^']*': ", "", f"{_first_line(error)}").join([file, ""])
-        key, top = str(cause.full_key), str(cause.full_key).partition(".")[0]
-        if top in frame_keys():
-            return f"{file}{key}: takes {frame_kind(top)}. {_first_line(cause)}."
-        close = nearest(top, frame_keys())
-        guess = "" if close is None else f" Did you mean {close!r}?"
-        return f"{file}{key}: no such key (a config has: {', '.join(frame_keys())}).{guess}"
-
-
-def frame_keys() -> list[str]:
-    """The keys at the top of a config."""
-    return list(signature_of("vlpkit.schema.Root", place="schema").parameters)
-
-
-def frame_kind(key: str) -> str:
-    """What a key at the top of a config takes, in words."""
-    parameter = signature_of("vlpkit.schema.Root", place="schema").parameters.get(key)
-    return "another type" if parameter is None else describe(read_kind(parameter.annotation, parameter.source))
+def _guess(word: str, choices: Sequence[str]) -> str:
+    close = nearest(word, choices)
+    return "" if close is None else f" Did you mean {close}?"
 
 
 def in_job(error: VlpError, texts: Sequence[str], swept: Sequence[str]) -> VlpError:
@@ -257,7 +279,7 @@ def _values(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [f"{override.get_key_element()}={value.start}"]
-    texts = [f"{override.get_key_element()}={text!s}" for text in itertools.islice(override.sweep_iterator(transformer=Transformer.str), 1000)]
+    texts = [f"{override.get_key_element()}={text}" for text in itertools.islice(override.sweep_iterator(transformer=Transformer.str), 1000)]
     if not texts:
         raise ConfigError(f"{override.input_line}: the sweep has no values.")
     return texts
@@ -303,20 +325,5 @@ def _paths(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig) and not _empty(node) and not node._is_missing() and not node._is_interpolation():
         for key in node.keys():  # noqa: SIM118
             if prefix or key != "hydra":
-                yield f"{prefix}{key}"
-                yield from _paths(node._get_node(key), f"{prefix}{key}.")
-
-
-def _file_named_in(text: str) -> str:
-    found = re.match(r"In '([^']+)': ", text)
-    return f"conf/{found[1].removesuffix('.yaml')}.yaml: " if found else ""
-
-
-def _short(file: str, conf: Path) -> str:
-    path = Path(file)
-    return f"conf/{path.relative_to(conf)}" if path.is_relative_to(conf) else file
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+                yield f"{prefix}{key!s}"
+                yield from _paths(node._get_node(key), f"{prefix}{key!s}.")
