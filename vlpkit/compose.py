@@ -25,6 +25,7 @@ from vlpkit import schema
 from vlpkit.check import trust
 from vlpkit.errors import ConfigError, VlpError
 from vlpkit.refuse import Gate, in_job
+from vlpkit.rephrase import Rephrased
 
 _WANTS = re.compile(r"#\s*size:\s*(\w+)\s*$")
 _VALUE_FLAGS = ("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
@@ -45,10 +46,15 @@ def run_hydra(
     Returns:
         exit code: 0, or 2 when a VlpError was raised, whose message alone went to the error stream. Other exceptions pass.
     """
+    run = hydra.main(config_path=str(conf.resolve()), config_name=name, version_base="1.3")(_job(task))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra swallows exceptions and exits with 1
     try:
         sys.argv[1:] = refuse_early(sys.argv[1:] if argv is None else argv, conf=conf, name=name, check=check)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra swallows exceptions and exits with 1
-        hydra.main(config_path=str(conf.resolve()), config_name=name, version_base="1.3")(_job(task))()
+        if "--help" in sys.argv or "-h" in sys.argv:
+            with Rephrased(conf):
+                run()
+        else:
+            run()
     except VlpError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -77,7 +83,7 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     asked = get_args_parser().parse_intermixed_args(list(argv))
     flags = _flags(argv)
     overrides = complete_arguments(asked.overrides, conf=conf)
-    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun:
+    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun or (asked.help and not overrides):
         return [*flags, *overrides]
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
     if multirun:  # every job makes its own folder under the one asked for
