@@ -16,7 +16,10 @@ from vlpkit.kinds import ANY, describe, hint, misfit, read_kind
 from vlpkit.signatures import Found, Parameter, Signature, locate, read
 
 # What assembly knows and hands on, so that no YAML repeats it.
-OFFERED = frozenset({"model", "sources", "total", "dim", "memory_dim", "dims", "space", "vocab", "words", "length", "image_size", "seed", "root", "cache"})
+OFFERED = frozenset({
+    "model", "sources", "total", "dim", "memory_dim", "dims", "space", "vocab", "words", "length", "image_size", "seed", "root", "cache", "captions",
+    "run_dir", "resumed",
+})  # fmt: skip
 _HOLD_BLOCKS = ("model", "draws", "objectives")  # each child is a block
 _ARE_BLOCKS = ("teacher", "plan")
 LISTS = ("ties", "freeze")  # what stands under `model` beside the parts
