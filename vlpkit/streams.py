@@ -109,8 +109,10 @@ class Streams:
             raise AssemblyError(f"reads the {what} {name!r}, but the source delivers {', '.join(have) or 'none'}")
         return have[name]
 
-    def pairing(self, name: str) -> Pairing:
-        """A drawn pairing. Raises AssemblyError when the name is something else."""
+    def pairing(self, name: str | Pairing) -> Pairing:
+        """A drawn pairing, or the given one. Raises AssemblyError when the name is something else."""
+        if not isinstance(name, str):
+            return name
         found = self.drawn(name)
         if not isinstance(found, Pairing):
             raise AssemblyError(f"reads {name!r} as a pairing, but it is a {type(found).__name__}")
@@ -128,16 +130,20 @@ class Streams:
     def _once(self, key: Hashable, keep: object, run: Callable[[], T], count: str | None = None) -> T:
         """The memo: `keep` holds the tensors whose identity is in the key, so that no id is given to another tensor."""
         if key not in self._memo:
-            with ExitStack() as mode:
-                # Passes run in the mode of the Streams, not of whoever asks first: a draw asks without gradient.
-                mode.enter_context(torch.set_grad_enabled(self._grad))
-                if self._device != "meta" and torch.is_autocast_enabled(self._device) != self._amp:
-                    mode.enter_context(torch.autocast(self._device, enabled=self._amp))
-                self._memo[key] = (run(), keep)
-            if count is not None:
-                self.counts[count] += 1
+            self._memo[key] = (self._run(run, count), keep)
         found: T = self._memo[key][0]
         return found
+
+    def _run(self, run: Callable[[], T], count: str | None) -> T:
+        with ExitStack() as mode:
+            # Passes run in the mode of the Streams, not of whoever asks first: a draw asks without gradient.
+            mode.enter_context(torch.set_grad_enabled(self._grad))
+            if self._device != "meta" and torch.is_autocast_enabled(self._device) != self._amp:
+                mode.enter_context(torch.autocast(self._device, enabled=self._amp))
+            made = run()
+        if count is not None:
+            self.counts[count] += 1
+        return made
 
     def _encoded(self, part: str, given: ImageInput | TextInput, tap: str) -> Stream:
         encoder = self.model.part(part)
@@ -157,12 +163,12 @@ class Streams:
         """(B, N, D) stream of a text input."""
         return self._encoded("text", self.text(text), tap)
 
-    def read(self, reads: str, image: str, text: str, pairing: str) -> Stream:
+    def read(self, reads: str, image: str, text: str, pairing: str | Pairing) -> Stream:
         """What a part reads on one side: (P, L, D), rows re-paired where the reads end."""
         streams = [self._term(term, image, text, pairing) for term in parse_reads(reads)]
         return streams[0] if len(streams) == 1 else Stream.cat(*streams)
 
-    def _term(self, term: Read, image: str, text: str, pairing: str) -> Stream:
+    def _term(self, term: Read, image: str, text: str, pairing: str | Pairing) -> Stream:
         part, tap, run = term
         if isinstance(self.model.part(part), Fusion):
             fused = self.fused(image, text, pairing, by=part)
@@ -174,16 +180,18 @@ class Streams:
                 s = s.rows(pairs.image if part == "vision" else pairs.text)
         return s.part(run) if run else s
 
-    def fused(self, image: str = "clean", text: str = "clean", pairing: str = "aligned", *, by: str = "fusion") -> Fused:
-        """Both sides after the fusion `by`: P rows, one pass."""
+    def fused(self, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion") -> Fused:
+        """Both sides after the fusion `by`: P rows, one pass. A pairing of the caller's own is run anew and not kept."""
         fusion: Fusion = self.model.part(by)
         given, words = self.image(image), self.text(text)
+
+        def run() -> Fused:
+            return fusion(self.read(fusion.reads["v"], image, text, pairing), self.read(fusion.reads["w"], image, text, pairing))
+
+        if not isinstance(pairing, str):
+            return self._run(run, by)
         rows = None if pairing == "aligned" else self.pairing(pairing)
-        key = (by, given.key(), words.key(), tuple(id(t) for t in rows or ()))
-        return self._once(
-            key, (given, words, rows),
-            lambda: fusion(self.read(fusion.reads["v"], image, text, pairing), self.read(fusion.reads["w"], image, text, pairing)), by,
-        )
+        return self._once((by, given.key(), words.key(), tuple(id(t) for t in rows or ())), (given, words, rows), run, by)
 
     @overload
     def point(self, side: Literal["v"], name: str = "clean", *, by: str = "align") -> Tensor: ...

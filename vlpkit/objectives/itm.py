@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from vlpkit.layers.heads import Classifier
 from vlpkit.maths.contrastive import hits
 from vlpkit.objectives.base import Objective
 from vlpkit.streams import Streams
-from vlpkit.types import Dims, Loss
+from vlpkit.types import Dims, Loss, Pairing
 
 
 class Match(Objective):
@@ -39,8 +39,13 @@ class Match(Objective):
         """A classifier of two classes, 1 = belongs together."""
         return {self.name: Classifier(sum(dims[f"{self.by}.{side}"] for side in self.sides), classes=2)}
 
+    def logits(self, s: Streams, pairing: str | Pairing) -> Tensor:
+        """(P, 2) fp32 logits of a pairing, drawn or the caller's own; column 1 is "belongs together"."""
+        fused = s.fused(self.image, self.text, pairing, by=self.by)
+        logits: Tensor = s.head(self.name, *[fused.v if side == "v" else fused.w for side in self.sides]).float()
+        return logits
+
     def forward(self, s: Streams) -> Loss:
         """Mean over the P rows, in nats; log 2 when the head knows nothing and classes are even."""
-        fused, match = s.fused(self.image, self.text, self.pairing, by=self.by), s.pairing(self.pairing).match
-        logits = s.head(self.name, *[fused.v if side == "v" else fused.w for side in self.sides]).float()
+        logits, match = self.logits(s, self.pairing), s.pairing(self.pairing).match
         return Loss(F.cross_entropy(logits, match), {"acc": hits(logits, match)})
