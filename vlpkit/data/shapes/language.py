@@ -1,5 +1,5 @@
 """Speaks of scenes: captions with the facts they claim, hard pairs of the same words, and the noise of web captions.
-A caption is facts plus a style; a hard negative is other facts in the same style, so the words stay and only the binding moves."""
+A caption is facts plus a style; a hard negative is other facts in the same style: the words stay, the binding moves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _TRIES = 12
 
 @dataclass(frozen=True)
 class Style:
-    """How facts become words: whether a chain is said from end to end, the opening, and one word per idea, fixed for the whole caption."""
+    """How facts become words: whether a chain is said from end to end, the opening, and one word per idea."""
 
     line: bool
     opening: str
@@ -115,7 +115,7 @@ def say(facts: Facts, style: Style) -> Caption:
 
 
 def hard_pairs(scene: Scene, rng: Generator, *, count: int = 4) -> list[tuple[Caption, Caption, str]]:
-    """(true, false, what was swapped), each swap once: equal bags of words, so only who has what can tell them apart."""
+    """(true, false, what was swapped), each swap once: the words are equal, so only who has what tells them apart."""
     found: list[tuple[Caption, Caption, str]] = []
     wanted = (*_ATTRIBUTES, "relation")
     if len(scene.things) == 1:
@@ -158,17 +158,17 @@ def _pick(choices: tuple[str, ...], rng: Generator) -> str:
 
 
 def _style(rng: Generator) -> Style:
-    words = {idea: said[0] if rng.random() < 0.75 else _pick(said, rng) for idea, said in _WORDS.items()}
+    words = {idea: said[0] if rng.random() < 0.85 else _pick(said, rng) for idea, said in _WORDS.items()}
     return Style(bool(rng.random() < 0.6), _pick(_OPENINGS, rng), words)
 
 
 def _facts(scene: Scene, kind: str, rng: Generator, *, told: str = "") -> Facts:
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
-    ground = scene.background if rng.random() < (0.8, 0.4, 0.25, 0.0)[len(things) - 1] else None
+    ground = scene.background if rng.random() < (0.9, 0.6, 0.5, 0.3)[len(things) - 1] else None
     if len(things) == 1:
         return Facts((_mention(things[0], size=True, texture=bool(rng.random() < 0.7), where=True),), (), ground)
     if kind == "special":
-        return _special(scene, things, rng)
+        return replace(_special(scene, things, rng), background=ground)
     if kind == "relate":
         related = _relate(things, rng, told)
         if related is not None:
@@ -178,7 +178,7 @@ def _facts(scene: Scene, kind: str, rng: Generator, *, told: str = "") -> Facts:
         facts = facts or Facts(_grouped(scene, things, size=len(things) < 4, texture=True))
         return replace(facts, background=ground)
     if kind == "places":
-        things = things[: 3 if rng.random() < 0.7 else 2]
+        things = things[: 3 if rng.random() < 0.85 else 2]
         size = len(things) == 2 and bool(rng.random() < 0.6)
         return Facts(tuple(_mention(thing, where=True, size=size) for thing in things), (), ground)
     return Facts(_grouped(scene, things, size=len(things) < 3, texture=False), (), ground)
@@ -201,12 +201,14 @@ def _relate(things: list[Thing], rng: Generator, told: str) -> Facts | None:
             continue
         if told in _ATTRIBUTES and getattr(a, told) == getattr(b, told):
             continue
-        facts = Facts((_mention(a, size=size, texture=texture), _mention(b, size=size, texture=texture)), ((0, name, 1),))
+        facts = Facts(
+            (_mention(a, size=size, texture=texture), _mention(b, size=size, texture=texture)), ((0, name, 1),)
+        )
         rest = [thing for thing in things if thing is not a and thing is not b]
-        if len(rest) == 1 and rng.random() < 0.5:
+        if len(rest) == 1 and rng.random() < 0.75:
             return replace(facts, mentions=(*facts.mentions, _mention(rest[0], where=True)))
         other = relation(*rest) if len(rest) == 2 else None
-        if other is not None and rng.random() < 0.5 and told not in ("size", "texture"):
+        if other is not None and rng.random() < 0.75 and told not in ("size", "texture"):
             return Facts(tuple(_mention(thing) for thing in (a, b, *rest)), ((0, name, 1), (2, other, 3)))
         return facts
     return None
@@ -272,7 +274,7 @@ def _related(facts: Facts, nouns: list[str], style: Style) -> str:
 
 
 def _swap(facts: Facts, what: str) -> Facts | None:
-    """The same facts with one attribute, or the two places in the relation, exchanged between the first two mentions."""
+    """The same facts with one attribute, or the places in the relation, exchanged between the first two mentions."""
     if len(facts.mentions) < 2:
         return None
     a, b, *rest = facts.mentions

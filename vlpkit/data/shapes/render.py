@@ -23,7 +23,13 @@ _PAINT = {
     "pink": (252, 140, 196),
     "cyan": (48, 206, 220),
 }
-_GROUND = {"white": (242, 242, 240), "gray": (128, 128, 128), "black": (24, 24, 26)}
+_GROUND = {
+    "white": (242, 242, 240),
+    "gray": (128, 128, 128),
+    "black": (24, 24, 26),
+    "beige": (226, 206, 168),
+    "brown": (92, 62, 42),
+}
 
 Points = NDArray[np.float64]
 
@@ -45,7 +51,20 @@ def _unit(shape: str) -> tuple[Points, Points | None]:
         return np.array([(0, -1), (1, 0.85), (-1, 0.85)], dtype=np.float64), None
     if shape == "cross":
         w = 0.32
-        corners = [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+        corners = [
+            (-w, -1),
+            (w, -1),
+            (w, -w),
+            (1, -w),
+            (1, w),
+            (w, w),
+            (w, 1),
+            (-w, 1),
+            (-w, w),
+            (-1, w),
+            (-1, -w),
+            (-w, -w),
+        ]
         return np.array(corners, dtype=np.float64), None
     if shape == "star":
         spokes = np.arange(10) * np.pi / 5 - np.pi / 2
@@ -57,7 +76,7 @@ def _unit(shape: str) -> tuple[Points, Points | None]:
 
 
 def outline(shape: str, tilt: float) -> tuple[Points, Points | None]:
-    """(P, 2) corners in [-1, 1] that touch all four sides, tilted by `tilt` degrees, and those of the hole if there is one."""
+    """(P, 2) corners in [-1, 1] that touch all four sides, tilted by `tilt` degrees, and those of its hole, if any."""
     points, hole = _unit(shape)
     angle = np.deg2rad(tilt)
     spin = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])

@@ -19,14 +19,21 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "cyan")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted")
-BACKGROUNDS = ("white", "gray", "black")
+BACKGROUNDS = ("white", "gray", "black", "beige", "brown")
 RELATIONS = ("left", "right", "above", "below", "inside", "around")
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "inside": "around", "around": "inside"}
+OPPOSITE = {
+    "left": "right",
+    "right": "left",
+    "above": "below",
+    "below": "above",
+    "inside": "around",
+    "around": "inside",
+}
 
 _SPLITS: dict[str, int] = {"train": 0, "val": 1}
 _COUNTS = (0.05, 0.45, 0.30, 0.20)  # share of scenes with 1, 2, 3 and 4 objects
 _HOLDERS = ("circle", "square", "ring", "diamond")  # shapes wide enough to hold another one
-_RADIUS = {"small": (0.105, 0.125), "large": (0.185, 0.215)}  # half the box, as a fraction of the image
+_RADIUS = {"small": (0.115, 0.135), "large": (0.2, 0.225)}  # half the box, as a fraction of the image
 _PLACINGS = 40  # attempts to place a composition before another is drawn
 _GAP = 0.025  # least distance between two boxes, as a fraction of the image
 _VAL_ONE_IN = 10  # one composition in ten belongs to validation
@@ -103,7 +110,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption claims: distinct objects, relations between mentions (by number), background, number of objects."""
+    """What a caption claims: distinct objects, relations between mentions by number, background, number of objects."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -225,7 +232,7 @@ def make_scene(seed: int, split: Split, number: int) -> Scene:
 
 def _look(rng: Generator, large: float) -> Look:
     size = SIZES[int(rng.random() < large)]
-    texture = TEXTURES[int(np.searchsorted((0.5, 0.75), rng.random(), side="right"))]
+    texture = TEXTURES[int(np.searchsorted((0.6, 0.8), rng.random(), side="right"))]
     return size, texture, COLOURS[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))]
 
 
@@ -265,9 +272,7 @@ def _spots(rng: Generator, looks: list[Look], held: bool) -> list[Spot] | None:
     return [(round(x, 4), round(y, 4), round(r, 4)) for x, y, r in placed]
 
 
-def _free(
-    rng: Generator, radius: float, placed: list[Spot], layout: str, line: float
-) -> Spot | None:
+def _free(rng: Generator, radius: float, placed: list[Spot], layout: str, line: float) -> Spot | None:
     low, high = radius + 0.015, 1 - radius - 0.015
     for _ in range(30):
         x, y = float(rng.uniform(low, high)), float(rng.uniform(low, high))
@@ -279,4 +284,3 @@ def _free(
         if all(max(abs(x - u), abs(y - v)) >= radius + r + _GAP for u, v, r in placed):
             return x, y, radius
     return None
-

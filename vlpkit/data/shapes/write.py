@@ -1,5 +1,5 @@
-"""Stores the world as WebDataset shards that are read like any other data: whole or not at all, and byte for byte the same.
-A world is built beside its final place and renamed into it; a second process waits for the first and finds the work done."""
+"""Stores the world as WebDataset shards, read like any other data: whole or not at all, and byte for byte the same.
+A world is built beside its final place and renamed into it; a second process waits for the first and finds it done."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ MANIFEST = "manifest.json"
 
 _log = logging.getLogger(__name__)
 _OURS = re.compile(r"(train|val)-\d{6}\.tar|manifest\.json")
-_STRANGERS = 1_000_000  # captions stray from so many scenes, not from the world's own, so that worlds of all sizes agree
+_STRANGERS = (
+    1_000_000  # captions stray from so many scenes, not from the world's own, so that worlds of all sizes agree
+)
 _DRAWING, _SPEAKING, _TESTING, _SPOILING = 1, 2, 3, 4  # purposes of the random streams; 0 makes the scene
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, in [0, 1)."""
+    """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, [0, 1)."""
 
     seed: int = 0
     train: int = 16000
@@ -53,7 +55,9 @@ class World:
             if getattr(self, key) < least:
                 raise DataError(f"data.{key}: found {getattr(self, key)}; accepted is {least} or more.")
         if not 0 <= self.noise < 1:
-            raise DataError(f"data.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.noise=0.1.")
+            raise DataError(
+                f"data.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.noise=0.1."
+            )
 
     @property
     def name(self) -> str:
@@ -63,7 +67,7 @@ class World:
 
 
 def ensure_world(cache: Path, **parameters: Any) -> Path:
-    """The folder of a world inside `cache`, written now if it is not there whole; safe when several processes ask at once.
+    """The folder of a world inside `cache`, written now if it is not there whole; several processes may ask at once.
 
     Raises:
         DataError: the parameters make no world, or the cache cannot be written.
@@ -127,10 +131,16 @@ def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[st
         record |= {"captions": _noise(world, scene, kind, spoil), "noise": kind}
     else:
         said = captions(scene, generator(world.seed, split, number, _SPEAKING), count=world.captions)
-        record |= {"captions": [caption.text for caption in said], "facts": [caption.facts.record() for caption in said]}
+        record |= {
+            "captions": [caption.text for caption in said],
+            "facts": [caption.facts.record() for caption in said],
+        }
     if split == "val":
         pairs = hard_pairs(scene, generator(world.seed, split, number, _TESTING))
-        record |= {"hard": [[true.text, false.text] for true, false, _ in pairs], "hard_kinds": [kind for *_, kind in pairs]}
+        record |= {
+            "hard": [[true.text, false.text] for true, false, _ in pairs],
+            "hard_kinds": [kind for *_, kind in pairs],
+        }
     return scene, record | {"scene": scene.record()}
 
 
@@ -164,7 +174,9 @@ def _build(folder: Path, world: World) -> None:
                 path = partial / f"{split}-{first // world.samples_per_shard:06d}.tar"
                 _write_shard(path, world, split, numbers, counts[split])
                 keys.update("".join(f"{_key(split, number)}\n" for number in numbers).encode())
-                shards.append({"name": path.name, "split": split, "samples": len(numbers), "bytes": path.stat().st_size})
+                shards.append(
+                    {"name": path.name, "split": split, "samples": len(numbers), "bytes": path.stat().st_size}
+                )
                 _log.info("data=shapes: %s after %.0f s", path.name, time.monotonic() - started)
         manifest = {
             "format": "vlpkit-shapes",
@@ -202,7 +214,9 @@ def _key(split: Split, number: int) -> str:
 
 
 def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
-    member = tarfile.TarInfo(name)  # owner, mode and time keep their fixed defaults, so that equal worlds are equal bytes
+    member = tarfile.TarInfo(
+        name
+    )  # owner, mode and time keep their fixed defaults, so that equal worlds are equal bytes
     member.size = len(payload)
     tar.addfile(member, io.BytesIO(payload))
 
@@ -220,7 +234,7 @@ def _prefix(folder: Path) -> str:
 
 
 def _make_room(folder: Path, world: World) -> None:
-    """Removes what interrupted writers left; called with the lock held. Refuses to touch anything that is not a remnant."""
+    """Removes what interrupted writers left; called with the lock held. Refuses to touch anything else."""
     for remnant in folder.parent.glob(f"{_prefix(folder)}*"):
         shutil.rmtree(remnant, ignore_errors=True)
     if not folder.exists():
@@ -229,7 +243,8 @@ def _make_room(folder: Path, world: World) -> None:
     manifest = _manifest(folder)
     if manifest is not None and manifest.get("parameters") != asdict(world):
         raise DataError(
-            f"{folder}: found a world of other parameters ({manifest.get('parameters')}); accepted are {asdict(world)}. "
+            f"{folder}: found a world of other parameters ({manifest.get('parameters')}); "
+            f"accepted are {asdict(world)}. "
             "Name another folder, or delete this one."
         )
     strange = [name for name in names if not _OURS.fullmatch(name)]
