@@ -117,6 +117,9 @@ class PretrainModule(pl.LightningModule):
         rate = optimizer.param_groups[0]["lr"] / optimizer.param_groups[0]["scale"]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.micro = 0
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None:
+            data.samples_seen = self.samples_seen
         self.last_metrics["train/lr"] = torch.tensor(rate)
         self.last_metrics["train/samples_seen"] = torch.tensor(float(self.samples_seen))
         if self.nonfinite_streak == 0:

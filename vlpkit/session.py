@@ -1,0 +1,126 @@
+"""The heavy half of a run: data, tokenizer, rehearsal on the meta device, trainer, module, fit. One function a line of train.py."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from vlpkit import dist
+from vlpkit.assemble import Assembly, assemble, dry_step, give_teacher, image_size
+from vlpkit.build import build
+from vlpkit.callbacks import LoaderClock
+from vlpkit.card import card
+from vlpkit.data.module import DataModule
+from vlpkit.data.tokenize import Words
+from vlpkit.durations import Clock, total
+from vlpkit.lit import PretrainModule
+from vlpkit.loggers import build_loggers
+from vlpkit.program import Job
+from vlpkit.runfolder import record
+from vlpkit.streams import seed_of
+from vlpkit.trainer import Settings, build_callbacks, build_trainer
+
+log = logging.getLogger(__name__)
+
+WORDS = "tokenizer"          # folder beneath the run folder
+TRAINING_CAPTIONS = 200_000  # that a tokenizer is trained on at most
+
+
+def open_data(job: Job) -> DataModule:
+    """The data of the run, indexed. Raises DataError as the index does."""
+    data: DataModule = build(job.settings["data"], None, where="data", image_size=image_size(job.settings), seed=job.settings["seed"])
+    log.info("data: %d samples an epoch", len(data))
+    return data
+
+
+def open_words(job: Job, data: DataModule) -> Words:
+    """The tokenizer: that of the run when it is continued, else trained on the data or loaded by name, and kept in the run folder."""
+    folder = job.run.folder / WORDS
+    if job.run.checkpoint is not None and folder.is_dir():
+        words = Words.load(folder)
+    else:
+        node = job.settings["model"]["text"]["words"]
+        words = build(node, None, where="model.text.words", captions=lambda: data.captions(limit=TRAINING_CAPTIONS))
+        if dist.once() and not job.only_check:
+            words.save(folder)
+    data.words = words
+    return words
+
+
+def make_clock(job: Job, data: DataModule) -> Clock:
+    """Turns every duration of the settings into optimiser steps."""
+    return total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
+
+
+def rehearse(job: Job, words: Words, clock: Clock) -> str:
+    """Assemble and step on the meta device; returns the card, which is also kept in the run folder.
+
+    Raises:
+        AssemblyError: what would have failed in the first step.
+    """
+    made, passes = dry_step(job.settings, words=words, clock=clock)
+    data = job.settings["data"]
+    facts = {
+        "batch": f"{data['batch']} pairs a step",
+        "length": f"{clock.total_steps} steps, {(clock.total_steps or 0) * data['batch'] / (clock.samples_per_epoch or 1):.2f} epochs of {clock.samples_per_epoch} pairs",
+        "words": f"{words.size}, at most {words.length} a text",
+    }
+    text = card(made, passes, job.dropped, facts)
+    if not job.only_check:
+        record(job.run, config=job.settings, card=text)
+        log.info("%s\n%s", job.run.folder, text)
+    return text
+
+
+def make_trainer(job: Job, data: DataModule, clock: Clock) -> pl.Trainer:
+    """Lightning's trainer with our checkpoints, loggers and evaluations; the global batch is divided here.
+
+    Raises:
+        ConfigError: devices, batch or precision that do not fit.
+    """
+    where, steps = job.run.folder, clock.total_steps or 0
+    settings: Settings = build(job.settings["trainer"], clock, where="trainer")
+    share = data.plan(world=settings.world(), micro=settings.micro_batch, total=steps)
+    evaluators = [build(node, None, where=f"evals.{name}") for name, node in job.settings["evals"].items() if node is not None]
+    loader = LoaderClock()
+    callbacks = build_callbacks(
+        settings, run_dir=where, batch=data.batch, max_steps=steps, loader=loader, evaluators=evaluators if data.val_shards else (),
+        extra=[lambda: {"data/bad_share": data.ledger.bad_share}],
+    )
+    loggers = build_loggers(job.settings["logger"], run_dir=where, resumed=job.run.step, config=job.settings)
+    return build_trainer(
+        settings, run_dir=where, loggers=loggers, callbacks=callbacks, max_steps=steps, accumulate=share.accumulation, loader=loader
+    )
+
+
+def make_module(job: Job, words: Words, clock: Clock, text: str) -> PretrainModule:
+    """The model with weights: random from the seed, or those that `weights` names; then its teacher."""
+    settings = job.settings
+    torch.manual_seed(seed_of(settings["seed"], "weights"))
+    assembly = assemble(settings, words=words, clock=clock, with_teacher=False)
+    if settings["weights"] is not None and job.run.checkpoint is None:
+        _start_from(assembly, Path(settings["weights"]))
+    give_teacher(assembly, settings, clock)
+    optim = build(settings["optim"], clock, where="optim", total=clock.total_steps)
+    trainer = settings["trainer"]
+    extra = {"config": settings, "words": words.to_state(), "card": text}
+    return PretrainModule(assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra)
+
+
+def _start_from(assembly: Assembly, source: Path) -> None:
+    from vlpkit.restore import restore
+
+    found = restore(source)
+    assembly.model.load_state_dict(found.model.state_dict())
+    log.info("weights: those of step %d of %s", found.step, source)
+
+
+def fit(job: Job, trainer: pl.Trainer, module: PretrainModule, data: DataModule) -> None:
+    """Train to the end; then say where everything lies."""
+    state: dict[str, Any] = {} if job.run.checkpoint is None else {"ckpt_path": str(job.run.checkpoint)}
+    trainer.fit(module, datamodule=data, **state)
+    log.info("done: %s", job.run.folder)
