@@ -271,7 +271,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         path, failures = self.folder / step_name(step), list[str]()
         trainer.save_checkpoint(path, weights_only=False, storage_options=failures)
         if dist.once() and not failures:
-            failures += self._settle(path)
+            failures += self.settle(path)
         failures = dist.broadcast_object(failures)
         for failure in failures:
             log.error("TRAINING GOES ON WITHOUT A CHECKPOINT OF STEP %d. %s", step, failure)
@@ -280,7 +280,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             log.info("saved %s (%.1f s)", path, time.perf_counter() - started)
         return not failures
 
-    def _settle(self, path: Path) -> list[str]:
+    def settle(self, path: Path) -> list[str]:
         """Read the new file back, point `last.ckpt` at it, then drop what is too old."""
         try:
             sidecar = verify(path)

@@ -113,6 +113,8 @@ def digest(path: Path) -> str:
 
 def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of the checkpoint `path`. Raises ResumeError when it is missing or makes no sense."""
+    if path.name == LAST and path.is_file():  # a kill may come between the link and its sidecar; that of the step file cannot be stale
+        path = next((step for _, step in step_files(path.parent) if step.samefile(path)), path)
     try:
         record: dict[str, Any] = json.loads(sidecar_path(path).read_text())
         return Sidecar(**{word: kind(record[word]) for word, kind in _FIELDS.items()})
@@ -182,9 +184,9 @@ def _candidates(folder: Path) -> list[tuple[Path, str]]:
     ranked = [(step, 1, path, " (last.ckpt is the same file)" * (last.exists() and last.samefile(path))) for step, path in step_files(folder)]
     if last.exists() and not any(also for *_, also in ranked):  # a copy, where links are impossible, or all that somebody kept
         try:
-            ranked.append((read_sidecar(last).step, 0, last, ""))
+            ranked.append((read_sidecar(last).step, 2, last, ""))
         except ResumeError:
-            ranked.append((sys.maxsize, 0, last, ""))  # it claims to be the last, so what is wrong with it must be said
+            ranked.append((sys.maxsize, 2, last, ""))  # it claims to be the last, so what is wrong with it must be said
     return [(path, also) for _, _, path, also in sorted(ranked, key=lambda entry: entry[:2], reverse=True)]
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,7 @@ class Score:
 def engine(
     run: Run, *, total: int = 12, accumulate: int = 1, every: int = 4, world: int = 1, stop_at: int | None = None, module: Toy | None = None,
     loggers: list[Logger] | None = None, log_every: int = 1, keep: int = 2, eval_every: int | None = 3, sized: bool = False,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> tuple[Toy, pl.Trainer, Data]:  # fmt: skip
     """Fit (or go on fitting) a toy in a run folder; `stop_at` raises KeyError in the middle of that step, as a crash would."""
     module = module or Toy()
@@ -141,10 +142,9 @@ def engine(
         eval_every=None if eval_every is None else Steps(eval_every), nonfinite_patience=3,
     )  # fmt: skip
     clock = LoaderClock()
-    callbacks = build_callbacks(settings, run_dir=run.folder, batch=BATCH, max_steps=total, loader=clock, evaluators=[Score()])
-    callbacks.insert(0, Crash(stop_at))
+    standard = build_callbacks(settings, run_dir=run.folder, batch=BATCH, max_steps=total, loader=clock, evaluators=[Score()])
     made = [CsvLogger(run_dir=run.folder, resumed=run.step), *(loggers or [])]
-    trainer = build_trainer(settings, run_dir=run.folder, loggers=made, callbacks=callbacks, max_steps=total, accumulate=accumulate, loader=clock)
+    trainer = build_trainer(settings, run_dir=run.folder, loggers=made, callbacks=[Crash(stop_at), *callbacks, *standard], max_steps=total, accumulate=accumulate, loader=clock)
     trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
     return module, trainer, data
 
