@@ -1,0 +1,1 @@
+"""Steps of the original implementations, recorded once and repeated here."""

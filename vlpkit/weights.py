@@ -1,0 +1,272 @@
+"""Outside weights enter through two-column tables: every source key is consumed or listed as dropped, every target key is filled or
+listed as fresh, and anything left over is an error. The same table read backwards takes gradients, or weights, out again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlpkit.errors import WeightsError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+DROPPED, FRESH = "(dropped)", "(fresh)"
+_RANGE = re.compile(r"(\d+)-(\d*)")
+_SHOWN = 8
+
+
+class Transform(NamedTuple):
+    """What happens to a tensor on its way in, given the shape it must end in; and on its way out, given its source's shape."""
+
+    into: Callable[[Tensor, torch.Size], Tensor]
+    out: Callable[[Tensor, torch.Size], Tensor]
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "": Transform(lambda x, shape: x, lambda x, shape: x),
+    "transpose": Transform(lambda x, shape: x.transpose(-1, -2), lambda x, shape: x.transpose(-1, -2)),
+    # only units may come or go: a reshape that mixed dimensions would load without a word and mean nothing
+    "squeeze": Transform(lambda x, shape: _same_but_units(x, shape), lambda x, shape: _same_but_units(x, shape)),
+}
+
+
+def _same_but_units(x: Tensor, shape: torch.Size) -> Tensor:
+    return x.reshape(shape) if [n for n in x.shape if n != 1] == [n for n in shape if n != 1] else x
+
+
+class Row(NamedTuple):
+    """One line of a table: a source pattern, a target pattern and the name of a transform.
+
+    A pattern is a dotted path in which `*` stands for one segment, `**` (at the end) for one or more, and `6-` or `0-5` for
+    numbered layers, counted from the first of the range on the other side. What they matched fills the target's `*` in order.
+    `{query,key,value}` names several sources, which are laid one under the other in one target.
+    """
+
+    source: str
+    target: str
+    transform: str = ""
+
+
+def parse(lines: Iterable[str]) -> list[Row]:
+    """Rows of `SOURCE -> TARGET`, `SOURCE -> TARGET | transform`, `SOURCE -> (dropped)` or `(fresh) -> TARGET`; # opens a comment.
+
+    Raises:
+        WeightsError: a line that is none of these.
+    """
+    rows = []
+    for line in lines:
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        source, arrow, rest = (part.strip() for part in text.partition("->"))
+        target, _, transform = (part.strip() for part in rest.partition("|"))
+        if not (source and arrow and target):
+            raise WeightsError(f"{line.strip()!r} is no row of a table; write SOURCE -> TARGET, SOURCE -> {DROPPED} or {FRESH} -> TARGET")
+        if transform not in TRANSFORMS:
+            known = [name for name in TRANSFORMS if name]
+            raise WeightsError(f"{line.strip()!r}: no transform {transform!r} (there are: {', '.join(known)}). {did_you_mean(transform, known)}".rstrip())
+        rows.append(Row(source, target, transform))
+    return rows
+
+
+class _Match(NamedTuple):
+    stars: tuple[str, ...]   # what `*`, `**` and ranges stood for
+    turn: int                # which of the alternatives in braces
+    turns: int               # how many there are
+
+
+def _match(pattern: str, key: str) -> _Match | None:
+    segments, names = pattern.split("."), key.split(".")
+    stars: list[str] = []
+    turn, turns = 0, 1
+    for i, segment in enumerate(segments):
+        if segment == "**":
+            return _Match((*stars, ".".join(names[i:])), turn, turns) if len(names) > i else None
+        if i >= len(names):
+            return None
+        found = _RANGE.fullmatch(segment)
+        if segment == "*":
+            stars.append(names[i])
+        elif found:
+            first, last = int(found[1]), found[2]
+            if not names[i].isdigit() or int(names[i]) < first or (last and int(names[i]) > int(last)):
+                return None
+            stars.append(str(int(names[i]) - first))
+        elif segment.startswith("{"):
+            choices = segment.strip("{}").split(",")
+            if names[i] not in choices:
+                return None
+            turn, turns = choices.index(names[i]), len(choices)
+        elif segment != names[i]:
+            return None
+    return _Match(tuple(stars), turn, turns) if len(segments) == len(names) else None
+
+
+def _fill(pattern: str, stars: Sequence[str]) -> str:
+    left = iter(stars)
+    return ".".join(next(left) if segment in ("*", "**") else segment for segment in pattern.split("."))
+
+
+class Piece(NamedTuple):
+    """How one target is made: sources laid one under the other, then transformed; `shapes` are those of the sources."""
+
+    target: str
+    sources: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    transform: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every key.
+
+    Args:
+        pieces: in the order of the table; one target may be made twice, from tied tensors that a file holds under each name.
+        dropped: source keys that the table lets go.
+        fresh: target keys that keep what they had.
+    """
+
+    pieces: tuple[Piece, ...]
+    dropped: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        taken, filled = sum(len(piece.sources) for piece in self.pieces), len({piece.target for piece in self.pieces})
+        lines = [f"{taken} source keys fill {filled} of ours; {len(self.dropped)} dropped, {len(self.fresh)} fresh"]
+        lines += [f"  dropped: {_listed(self.dropped)}"] if self.dropped else []
+        lines += [f"  fresh: {_listed(self.fresh)}"] if self.fresh else []
+        return "\n".join(lines)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+
+
+def canonical(target: Mapping[str, Tensor]) -> dict[str, str]:
+    """The first name of the tensor behind each name: tied tensors have several."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in target.items()}
+
+
+def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[str, str]) -> Report:
+    """Decide what becomes of every key, without touching a number.
+
+    Args:
+        source: shapes by outside key.
+        table: rows in order; the first that matches a source key decides.
+        names: ours, each with the first name of its tensor, as `canonical` gives them.
+
+    Raises:
+        WeightsError: source keys that no row names, rows that lead to no target, targets that nothing fills; all at once.
+    """
+    made: dict[tuple[int, str], dict[int, str]] = {}
+    needs: dict[tuple[int, str], int] = {}
+    unknown, astray, dropped, torn = [], [], [], []
+    for key in source:
+        n, found = next(((n, m) for n, row in enumerate(table) if row.source != FRESH and (m := _match(row.source, key))), (-1, None))
+        if found is None:
+            unknown.append(key)
+        elif table[n].target == DROPPED:
+            dropped.append(key)
+        elif (name := _fill(table[n].target, found.stars)) not in names:
+            astray.append(f"{key} -> {name}")
+        elif found.turn in made.setdefault((n, name), {}):
+            torn.append(f"{key} and {made[n, name][found.turn]} both claim {name}")
+        else:
+            made[n, name][found.turn], needs[n, name] = key, found.turns
+    torn += [f"{name} needs {needs[at]} sources and has {', '.join(keys.values())}" for at, keys in made.items() if len(keys) < needs[at] for name in at[1:]]
+    filled = {names[name] for _, name in made}
+    left = [name for name, first in names.items() if name == first and first not in filled]
+    fresh = [name for name in left if any(row.source == FRESH and _match(row.target, name) for row in table)]
+    left = [name for name in left if name not in fresh]
+    found_wrong = (("no row of the table names", unknown), ("a row leads to what is not here:", astray), ("sources that do not add up:", torn), ("nothing fills", left))
+    if any(keys for _, keys in found_wrong):
+        lines = "\n".join(f"  {what} {_listed(keys)}" for what, keys in found_wrong if keys)
+        raise WeightsError(f"the weights and the table disagree\n{lines}\n  Name what may be missing: KEY -> {DROPPED}, or {FRESH} -> KEY.")
+    pieces = []
+    for (n, name), keys in sorted(made.items()):
+        sources = tuple(keys[turn] for turn in sorted(keys))
+        pieces.append(Piece(name, sources, tuple(source[key] for key in sources), table[n].transform))
+    return Report(tuple(pieces), tuple(dropped), tuple(fresh))
+
+
+def convert(source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
+    """Bring outside tensors into our names, shapes and types.
+
+    Args:
+        source: tensors under their outside names.
+        table: rows in order; the first that matches a source key decides.
+        target: our tensors by name; shapes and types are read, values are not. A tensor with several names counts as filled when
+            one of them is.
+
+    Returns:
+        Tensors under the first of our names, and the report.
+
+    Raises:
+        WeightsError: keys left over on either side, shapes that differ, tied tensors with different values.
+    """
+    names = canonical(target)
+    report = plan({key: tensor.shape for key, tensor in source.items()}, table, names)
+    made: dict[str, Tensor] = {}
+    wrong = []
+    for piece in report.pieces:
+        ours, what = target[piece.target], " + ".join(piece.sources)
+        x = source[piece.sources[0]] if len(piece.sources) == 1 else torch.cat([source[key] for key in piece.sources])
+        x = TRANSFORMS[piece.transform].into(x, ours.shape).to(ours.dtype)
+        if x.shape != ours.shape:
+            wrong.append(f"{what} is {tuple(x.shape)}, {piece.target} is {tuple(ours.shape)}")
+        elif not torch.equal(made.setdefault(names[piece.target], x), x):
+            wrong.append(f"{what} differs from another source of {names[piece.target]}, though they are one tensor here")
+    if wrong:
+        raise WeightsError("the weights do not fit\n" + "\n".join(f"  {line}" for line in wrong[:_SHOWN]) + (f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""))
+    return made, report
+
+
+def revert(values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
+    """The way back: our tensors (weights, or gradients) under the outside names, fused rows cut apart.
+
+    Args:
+        values: by our names; a target without a value is left out.
+        report: of the way in.
+
+    Returns:
+        Tensors by source key. Keys that share one tensor of ours all get it.
+    """
+    out: dict[str, Tensor] = {}
+    for piece in report.pieces:
+        if piece.target not in values:
+            continue
+        rows = [shape[0] if shape else 1 for shape in piece.shapes]
+        whole = piece.shapes[0] if len(rows) == 1 else torch.Size([sum(rows), *piece.shapes[0][1:]])
+        x = TRANSFORMS[piece.transform].out(values[piece.target], whole)
+        out.update(zip(piece.sources, [x] if len(rows) == 1 else x.split(rows)))
+    return out
+
+
+def everything(model: nn.Module, **beside: nn.Module | None) -> dict[str, Tensor]:
+    """Parameters and saved buffers of a model by address, and of what stands beside it under its own word, such as `teacher`."""
+    held = model.state_dict(keep_vars=True)
+    for word, module in beside.items():
+        held |= {f"{word}.{name}": tensor for name, tensor in (module.state_dict(keep_vars=True) if module is not None else {}).items()}
+    return held
+
+
+def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor], table: Sequence[Row]) -> Report:
+    """Fill a module, or what `everything` lists, in place; what is tied stays tied.
+
+    Raises:
+        WeightsError: see `convert`; then nothing was changed.
+    """
+    ours = everything(target) if isinstance(target, nn.Module) else target
+    made, report = convert(source, table, ours)
+    with torch.no_grad():
+        for name, tensor in made.items():
+            ours[name].copy_(tensor)
+    log.info("%s", report)
+    return report
