@@ -115,10 +115,17 @@ class DataModule(pl.LightningDataModule):
             raise DataError(f"{key} is empty, so there is nothing to evaluate on. Name validation shards: {key}=...")
         paths = expand(self.val_shards, self.root, key=key)
         index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, key=key)
-        both = {os.path.realpath(path) for path in paths} & {os.path.realpath(shard.path) for shard in self.index.shards}
+        both = {os.path.realpath(path) for path in paths} & {os.path.realpath(path) for path in self._train_paths()}
         if both:
             log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), sorted(both)[0])
         return index
+
+    def _train_paths(self) -> list[str]:
+        """Training shards, as far as they are here: an evaluation does without."""
+        try:
+            return expand(self.shards, self.root)
+        except DataError:
+            return []
 
     @cached_property
     def order(self) -> Order:
