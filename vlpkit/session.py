@@ -17,6 +17,8 @@ from vlpkit.card import card
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock, total
+from vlpkit.errors import AssemblyError
+from vlpkit.evals.base import Evaluator
 from vlpkit.lit import PretrainModule
 from vlpkit.loggers import build_loggers
 from vlpkit.program import Job
@@ -63,6 +65,10 @@ def rehearse(job: Job, words: Words, clock: Clock) -> str:
         AssemblyError: what would have failed in the first step.
     """
     made, passes = dry_step(job.settings, words=words, clock=clock)
+    for evaluator in _evaluators(job):
+        lacking = evaluator.lacks(made)
+        if lacking is not None:
+            raise AssemblyError(f"evals.{evaluator.name}: {lacking}.\n  Leave it out (evals=[...]) or choose parts that can answer.")
     data = job.settings["data"]
     facts = {
         "batch": f"{data['batch']} pairs a step",
@@ -76,6 +82,10 @@ def rehearse(job: Job, words: Words, clock: Clock) -> str:
     return text
 
 
+def _evaluators(job: Job) -> list[Evaluator]:
+    return [build(node, None, where=f"evals.{name}", name=name) for name, node in job.settings["evals"].items() if node is not None]
+
+
 def make_trainer(job: Job, data: DataModule, clock: Clock) -> pl.Trainer:
     """Lightning's trainer with our checkpoints, loggers and evaluations; the global batch is divided here.
 
@@ -85,10 +95,9 @@ def make_trainer(job: Job, data: DataModule, clock: Clock) -> pl.Trainer:
     where, steps = job.run.folder, clock.total_steps or 0
     settings: Settings = build(job.settings["trainer"], clock, where="trainer")
     share = data.plan(world=settings.world(), micro=settings.micro_batch, total=steps)
-    evaluators = [build(node, None, where=f"evals.{name}") for name, node in job.settings["evals"].items() if node is not None]
     loader = LoaderClock()
     callbacks = build_callbacks(
-        settings, run_dir=where, batch=data.batch, max_steps=steps, loader=loader, evaluators=evaluators if data.val_shards else (),
+        settings, run_dir=where, batch=data.batch, max_steps=steps, loader=loader, evaluators=_evaluators(job) if data.val_shards else (),
         extra=[lambda: {"data/bad_share": data.ledger.bad_share}],
     )
     loggers = build_loggers(job.settings["logger"], run_dir=where, resumed=job.run.step, config=job.settings)
