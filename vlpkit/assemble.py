@@ -102,7 +102,10 @@ class _Builder:
         with at(place):
             if "embed" in node:
                 embed = self.make(node["embed"], f"{place}.embed")
-                made: nn.Module = self.make({**node, "embed": embed, "words": self.words} if "words" in node else {**node, "embed": embed}, place, dim=embed.dim)
+                # A trunk with cross-attention is there to be lent to a fusion or a decoder, which reads the images.
+                lent = {"memory_dim": self.dims["vision.encode"]} if "vision.encode" in self.dims else {}
+                node = {**node, "embed": embed, "words": self.words} if "words" in node else {**node, "embed": embed}
+                made: nn.Module = self.make(node, place, dim=embed.dim, **lent)
                 assert isinstance(made, Encoder)
                 self.dims.update({f"{key}.{tap}": made.dim for tap in made.taps})
             elif "steps" in node:
