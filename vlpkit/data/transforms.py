@@ -62,10 +62,8 @@ class TrainTransform:
         header = read_header(payload)
         left, top, width, height = self.crop(header.width, header.height, rng)
         full, least = (header.width, header.height), self.size
-        # The decoded image may shrink as long as the crop inside it still covers S x S. Where more than half of its
-        # pixels are averaged away by the resize, interpolated chroma would not be seen.
-        smooth = min(width, height) < 1.5 * least
-        pixels = decode(payload, header, width=-(-full[0] * least // width), height=-(-full[1] * least // height), smooth=smooth)
+        # The decoded image may shrink as long as the crop inside it still covers S x S.
+        pixels = decode(payload, header, width=-(-full[0] * least // width), height=-(-full[1] * least // height))
         x, y = pixels.shape[1] / full[0], pixels.shape[0] / full[1]
         image = resize(_cut(pixels, (left * x, top * y, (left + width) * x, (top + height) * y)), (least, least), self.interpolation)
         if rng.random() < self.flip:
@@ -78,12 +76,14 @@ class TrainTransform:
     def crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """left, top, width, height of a crop: ten tries, then the largest centre crop of an allowed ratio."""
         area = width * height
+        (least, most), (flat, tall) = self.scale, self.log_ratio
         for _ in range(10):
-            share, slant = rng.uniform(*self.scale), math.exp(rng.uniform(*self.log_ratio))
+            a, b, x, y = rng.random(4).tolist()  # at once: single draws from a numpy generator are slow
+            share, slant = least + (most - least) * a, math.exp(flat + (tall - flat) * b)
             w, h = round(math.sqrt(area * share * slant)), round(math.sqrt(area * share / slant))
             if 0 < w <= width and 0 < h <= height:
-                return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
-        low, high = (math.exp(r) for r in self.log_ratio)
+                return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+        low, high = math.exp(flat), math.exp(tall)
         w, h = min(width, round(height * high)), min(height, round(width / low))
         return (width - w) // 2, (height - h) // 2, w, h
 
