@@ -1,10 +1,9 @@
 """Which number format to train in: bf16 where the hardware multiplies it, fp32 elsewhere, said in one line with the reason.
-A CPU may know bf16 and still emulate it, some seventy times slower, so a CPU is asked twice: its flags and a stopwatch."""
+A CPU answers by its flags alone: a stopwatch would choose differently from run to run, and the numbers of a run with it."""
 
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ WORDS: dict[str, Precision] = {
     "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed", "fp32": "32-true", "32-true": "32-true", "32": "32-true", "fp16": "16-mixed", "16-mixed": "16-mixed",
 }  # fmt: skip
 _UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tiles, x86 vectors, Arm
-_SIDE, _PATIENCE = 512, 0.050  # of the probe: rows of a square matrix, seconds
+_TILES = {"amx_bf16"}  # vector units take as long as fp32 in a training step; without units bf16 is some seventy times slower
 
 
 def resolve_precision(word: str, *, cuda: bool | None = None) -> Precision:
@@ -45,7 +44,7 @@ def resolve_precision(word: str, *, cuda: bool | None = None) -> Precision:
     if chosen == "bf16-mixed":
         better, why = _automatic(cuda)
         if better != chosen:
-            log.warning("precision: bf16 as asked, but %s; trainer.precision=auto would take fp32", why)
+            log.warning("precision: bf16 as asked, but %s; trainer.precision=auto takes fp32", why)
     return chosen
 
 
@@ -56,12 +55,11 @@ def _automatic(cuda: bool) -> tuple[Precision, str]:
             return "bf16-mixed", f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) multiplies bf16"
         return "32-true", f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) does not multiply bf16"
     units = cpu_units()
-    if not units:
-        return "32-true", "this CPU has no bf16 units"
-    slow, fast = probe(torch.bfloat16), probe(torch.float32)
-    if slow < _PATIENCE and slow <= fast:
-        return "bf16-mixed", f"this CPU multiplies bf16 ({', '.join(sorted(units))}; probe {slow * 1e3:.1f} ms, fp32 {fast * 1e3:.1f} ms)"
-    return "32-true", f"this CPU is slow at bf16 (probe {slow * 1e3:.1f} ms, fp32 {fast * 1e3:.1f} ms)"
+    if units & _TILES:
+        return "bf16-mixed", f"this CPU multiplies bf16 in tiles ({', '.join(sorted(units & _TILES))})"
+    if units:
+        return "32-true", f"the bf16 units of this CPU ({', '.join(sorted(units))}) are no faster than fp32 in training"
+    return "32-true", "this CPU has no bf16 units"
 
 
 def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -72,17 +70,3 @@ def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
         return set()
     flags = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
     return _UNITS & set(flags.split())
-
-
-def probe(dtype: torch.dtype) -> float:
-    """Seconds of a 512 x 512 x 512 product on the CPU, the better of two after one that is not counted."""
-    x = torch.ones(_SIDE, _SIDE, dtype=dtype)
-    best = float("inf")
-    for attempt in range(3):
-        started = time.perf_counter()
-        x @ x
-        taken = time.perf_counter() - started
-        if taken > 20 * _PATIENCE:
-            return taken  # hopeless: do not spend more on it
-        best = min(best, taken) if attempt else best
-    return best
