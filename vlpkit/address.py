@@ -132,6 +132,9 @@ def _search(thing: Thing, segments: list[str], above: str = "") -> Iterator[tupl
 def _nothing(root: nn.Module, pattern: str) -> str:
     """The sentence for a pattern without a match: the deepest place that its beginning leads to, and what is there."""
     segments = split(pattern)
+    hole = next(_search(root, segments), None)
+    if hole is not None:
+        return f"{pattern!r} matches nothing: {hole[0]} is empty."
     for count in range(len(segments) - 1, -1, -1):
         places: list[tuple[str, Thing]] = [("", root)] if count == 0 else list(_search(root, segments[:count]))
         if places:

@@ -55,19 +55,31 @@ def run_hydra(
                 run()
         else:
             run()
-    except VlpError as error:
-        sys.stderr.write(f"{error}\n")
+    except (VlpError, _Refusal) as error:
+        sys.stderr.write(f"{error.error if isinstance(error, _Refusal) else error}\n")
         return 2
     return 0
+
+
+class _Refusal(BaseException):
+    """Carries a VlpError past Hydra, which would announce every Exception of a job in its own words."""
+
+    def __init__(self, error: VlpError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
         trust(cfg.plugins)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # there Hydra keeps the error, goes on with the other jobs, and raises it at the end
             cfg.run_dir = HydraConfig.get().runtime.output_dir
-        return task(cfg)
+            return task(cfg)
+        try:
+            return task(cfg)
+        except VlpError as error:
+            raise _Refusal(error) from error
 
     return job
 

@@ -202,7 +202,7 @@ def _is_duration(value: Any) -> bool:
 
 def hint(kind: Kind, value: Any) -> str:
     """A closing question for a value that is nearly a choice; "" otherwise."""
-    choices = [str(choice) for inner in (kind.inner or (kind,)) for choice in inner.choices]
+    choices = [str(choice) for inner in (kind.inner if kind.name == "union" else (kind,)) for choice in inner.choices]
     close = nearest(value, choices) if isinstance(value, str) else None
     return "" if close is None else f"Did you mean {close!r}?"
 

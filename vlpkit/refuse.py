@@ -106,7 +106,7 @@ class Gate:
             return
         there = self.options(group)
         for value in _choices(override):
-            if isinstance(value, str) and (value in there or self.repo.config_exists(f"{group}/{value}")):
+            if isinstance(value, str) and (value in there or ("/" in value and self.repo.config_exists(f"{group}/{value}"))):
                 continue
             found = f"there is no option {value!r}" if isinstance(value, str) else f"an option is a name, found {value!r}"
             close = nearest(str(value).removesuffix(".yaml"), there)
@@ -179,8 +179,9 @@ class Gate:
             known = {path for option in self.options(name) for path in self._known(name, option)}
             for path in _paths(cfg[name], f"{name}."):
                 if path not in known:
-                    beside = sorted(there for there in known if there.rpartition(".")[0] == path.rpartition(".")[0])
-                    yield f"{path}: no such key ({path.rpartition('.')[0]} has: {', '.join(p.rpartition('.')[2] for p in beside)}).{_guess(path, beside)}"
+                    above, _, word = path.rpartition(".")
+                    beside = sorted(there.rpartition(".")[2] for there in known if there.rpartition(".")[0] == above)
+                    yield f"{path}: no such key ({above} has: {', '.join(beside)}).{_guess(word, beside, f'{above}.')}"
 
     def _known(self, group: str, option: str) -> Iterator[str]:
         """Keys that an option file sets below its group's own name."""
@@ -234,7 +235,7 @@ class Gate:
             guess = "" if near is None else f" Did you mean {near}?"
         if depth == 0:
             return f"{key}: there is no group and no key {word!r}.{guess}\n  groups: {', '.join(self.groups())}\n  keys: {', '.join(keys)}"
-        return f"{key}: no such key ({place} has: {', '.join(keys) or 'nothing'}).{guess or self._add_one(word)}"
+        return f"{key}: no such key ({place} has: {', '.join(keys) or 'nothing'}).{self._add_one(word) or guess}"
 
     def _add_one(self, group: str) -> str:
         there = self.options(group) if group in self.groups() else []
@@ -247,9 +248,9 @@ class Gate:
         return "" if close is None else f" Did you mean {group}={close}?"
 
 
-def _guess(word: str, choices: Sequence[str]) -> str:
+def _guess(word: str, choices: Sequence[str], above: str = "") -> str:
     close = nearest(word, choices)
-    return "" if close is None else f" Did you mean {close}?"
+    return "" if close is None else f" Did you mean {above}{close}?"
 
 
 def in_job(error: VlpError, texts: Sequence[str], swept: Sequence[str]) -> VlpError:

@@ -39,7 +39,7 @@ class Rephrased:
         if not group:
             there = sorted(file.stem for file in self.conf.glob("*.yaml"))
             return f"--config-name: there is no {option.removesuffix('.yaml')!r} in {self.conf.name}/ (there are: {', '.join(there)})."
-        file = _file_named_in(str(error))
+        file = _chosen_in(self.conf, group, option) or _file_named_in(str(error))
         there = list(error.options or [])
         close = nearest(option, there)
         guess = "" if close is None else f" Did you mean {close!r}?"
@@ -52,7 +52,7 @@ class Rephrased:
             cause = cause.__cause__ or cause.__context__
         file = _file_named_in(str(error))
         if isinstance(cause, GrammarParseError):
-            return f"{_unreadable(self.conf)}{cause.full_key}: an interpolation is written ${{key}} or ${{a.b}} ({first_line(cause)})."
+            return f"{_unreadable(self.conf)}{cause.full_key}: an interpolation is written ${{key}} or ${{a.b}}, and this is none."
         if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
             return file + re.sub(r"^In '[^']*': ", "", first_line(error)) + "."
         key, top = str(cause.full_key), str(cause.full_key).partition(".")[0]
@@ -63,6 +63,13 @@ class Rephrased:
         close = nearest(top, frame_keys())
         guess = "" if close is None else f" Did you mean {close!r}?"
         return f"{file}{key}: no such key (a config has: {', '.join(frame_keys())}).{guess}"
+
+
+def _chosen_in(conf: Path, group: str, option: str) -> str:
+    """The file whose defaults override a group with this option; Hydra names the primary config instead."""
+    wanted = re.compile(rf"-\s*override\s+/?{re.escape(group)}\s*:.*\b{re.escape(option)}\b")
+    hits = (file for file in sorted(conf.rglob("*.yaml")) if wanted.search(file.read_text(encoding="utf-8")))
+    return next((f"{_short(str(file), conf)}: " for file in hits), "")
 
 
 def _unreadable(conf: Path) -> str:

@@ -33,8 +33,8 @@ class Source:
 
     name: str
     package: str
-    names: Mapping[str, ast.AST | str]
-    stars: tuple[str, ...]
+    names: Mapping[str, ast.AST | str] = field(repr=False)
+    stars: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
