@@ -186,12 +186,10 @@ def agree(value: str, *, about: str) -> str:
         about: name of the question, equal on all ranks; a restarted group asks anew.
 
     Raises:
-        ConfigError: several processes, but none of torchrun's stores to talk through.
+        ConfigError: the processes were not started by torchrun, so there is no store to talk through.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return value
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise ConfigError(f"{about}: null, but {os.environ['WORLD_SIZE']} processes cannot agree on one before they meet. Set it: {about}=runs/NAME")
+        raise ConfigError(f"{about}: null, but processes that torchrun did not start cannot agree on one before they meet. Set it: {about}=runs/NAME")
     store = td.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(minutes=2)
     )

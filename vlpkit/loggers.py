@@ -18,11 +18,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from vlpkit import dist
 from vlpkit.build import build
 from vlpkit.identity import redact
+from vlpkit.runfolder import METRICS
 from vlpkit.sidecar import replacing, write_text
 
 log = logging.getLogger(__name__)
 
-FILE = "metrics.csv"
 _NOT_METRICS = ("epoch",)  # Lightning adds its own count of passes over the loader, which is always 0 here
 
 
@@ -38,7 +38,7 @@ class CsvLogger(Logger):
 
     def __init__(self, *, run_dir: Path, resumed: int = 0) -> None:
         super().__init__()
-        self.path, self.resumed = Path(run_dir) / FILE, resumed
+        self.path, self.resumed = Path(run_dir) / METRICS, resumed
         self._columns: list[str] = ["step"]
         self._file: IO[bytes] | None = None
         self._row: dict[str, str] = {}

@@ -23,6 +23,7 @@ __all__ = ["Run", "compare_configs", "environment", "holds_run", "open_run", "re
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
 _ENV = "VLPKIT_RUN_DIR"  # how processes that this one launches learn the folder
 _LIBRARIES = ("vlpkit", "torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "timm", "transformers", "tokenizers", "webdataset", "wandb", "numpy")
 
@@ -66,7 +67,7 @@ def open_run(
         ConfigError: the folder cannot be used, or `resume` names nothing.
         ResumeError: the folder already holds a run, the run is another one, or no checkpoint is whole.
     """
-    given = os.environ.get(_ENV) if run_dir is None and _process() > 0 else run_dir
+    given = os.environ.get(_ENV) if run_dir is None and _launched_by_us() else run_dir
     source = _source(resume)
     if resume == "auto" and given is None:
         raise ConfigError("resume: auto continues the run in run_dir, but run_dir is null. Name it: run_dir=runs/NAME resume=auto")
@@ -84,6 +85,15 @@ def open_run(
 
 def _process() -> int:
     return next((int(os.environ[word]) for word in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if word in os.environ), 0)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE") or (os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"))
+
+
+def _launched_by_us() -> bool:
+    """Whether a trainer started this process; those of torchrun ask each other, and may inherit words of an earlier run."""
+    return _process() > 0 and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ
 
 
 def _source(resume: str | None) -> Run | None:
@@ -106,7 +116,7 @@ def _source(resume: str | None) -> Run | None:
 
 def _invent(runs: Path, name: str, agree: Callable[[str], str] | None) -> Path:
     folder = _new(runs, f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}") if _process() == 0 else runs
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _processes() == 1:
         return folder
     if agree is None:
         from vlpkit import dist  # brings torch, so only where several processes must agree
@@ -130,8 +140,8 @@ def _new(runs: Path, stem: str) -> Path:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has been started in `folder`."""
-    return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
+    """Whether anything was trained in `folder`; a start that was refused leaves a folder that may be used again."""
+    return (folder / METRICS).exists() or any((folder / CHECKPOINTS).glob("*.ckpt*"))
 
 
 def _usable(folder: Path) -> None:
@@ -196,7 +206,7 @@ def environment(step: int = 0) -> str:
     if commit:
         lines.append(f"commit: {commit}")
     lines += [f"python: {platform.python_version()}", f"system: {platform.platform()}", f"processors: {os.cpu_count()}"]
-    lines.append(f"processes: {os.environ.get('WORLD_SIZE', '1')}")
+    lines.append(f"processes: {_processes()}")
     return "\n".join(lines + [f"{name}: {found}" for name in _LIBRARIES if (found := _version(name))]) + "\n"
 
 

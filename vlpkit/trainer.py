@@ -3,6 +3,7 @@ The class `Settings` is the schema of `conf/trainer/*.yaml`."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -10,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch.nn.parallel import DistributedDataParallel
 
 from vlpkit import dist
 from vlpkit.callbacks import Evaluations, Evaluator, LoaderClock, Metrics, ProgressLine, StopOnNonFinite, Throughput
@@ -26,6 +28,9 @@ from vlpkit.runfolder import CHECKPOINTS
 from vlpkit.types import Steps
 
 log = logging.getLogger(__name__)
+
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"  # renamed in newer versions of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,12 +194,10 @@ def build_trainer(
 def _strategy(settings: Settings, world: int) -> str | Strategy:
     if world == 1:
         return "auto"
+    # queues are equal on all ranks already, and batch statistics each rank's own: sending buffers at every step is not free
+    buffers: dict[str, Any] = {_BUFFERS: False}
     return DDPStrategy(
-        timeout=timedelta(minutes=settings.timeout),
-        gradient_as_bucket_view=True,
-        find_unused_parameters=False,
-        static_graph=False,
-        broadcast_buffers=False,      # queues and statistics are equal already, or each rank's own; sending them at every step is not free
+        timeout=timedelta(minutes=settings.timeout), gradient_as_bucket_view=True, find_unused_parameters=False, static_graph=False, **buffers
     )
 
 

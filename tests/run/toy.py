@@ -1,5 +1,5 @@
-"""A small module and data module that keep the contracts of the run engine, and a command that runs them:
-python -m tests.run.toy RUN_DIR key=value ..."""
+"""A small module and data module that keep the contracts of the run engine.
+`python -m tests.run.toy RUNS` trains them in a new folder under RUNS."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Toy(pl.LightningModule):
         super().__init__()
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Dropout(0.3), nn.Linear(width, 2))
-        self.average = nn.Linear(4, width)
+        self.average = nn.Linear(4, width).requires_grad_(False)
         self.bad, self.lr, self.nap = bad, lr, nap
         self.micro, self.nonfinite_streak = 0, 0
         self.last_metrics: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ class Score:
 def engine(
     run: Run, *, total: int = 12, accumulate: int = 1, every: int = 4, world: int = 1, stop_at: int | None = None, module: Toy | None = None,
     loggers: list[Logger] | None = None, log_every: int = 1, keep: int = 2, eval_every: int | None = 3, sized: bool = False,
-    callbacks: Sequence[pl.Callback] = (),
+    callbacks: Sequence[pl.Callback] = (), evaluators: Sequence[Any] = (),
 ) -> tuple[Toy, pl.Trainer, Data]:  # fmt: skip
     """Fit (or go on fitting) a toy in a run folder; `stop_at` raises KeyError in the middle of that step, as a crash would."""
     module = module or Toy()
@@ -142,7 +142,7 @@ def engine(
         eval_every=None if eval_every is None else Steps(eval_every), nonfinite_patience=3,
     )  # fmt: skip
     clock = LoaderClock()
-    standard = build_callbacks(settings, run_dir=run.folder, batch=BATCH, max_steps=total, loader=clock, evaluators=[Score()])
+    standard = build_callbacks(settings, run_dir=run.folder, batch=BATCH, max_steps=total, loader=clock, evaluators=evaluators or [Score()])
     made = [CsvLogger(run_dir=run.folder, resumed=run.step), *(loggers or [])]
     trainer = build_trainer(settings, run_dir=run.folder, loggers=made, callbacks=[Crash(stop_at), *callbacks, *standard], max_steps=total, accumulate=accumulate, loader=clock)
     trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
@@ -160,23 +160,32 @@ class Crash(pl.Callback):
             raise KeyError("crash")
 
 
-def opened(folder: Path, *, resume: str | None = "auto") -> Run:
-    run = open_run(folder, name="toy", resume=resume, config={"seed": 1})
+def opened(folder: Path | None, *, resume: str | None = "auto", runs: Path = Path("runs")) -> Run:
+    run = open_run(folder, name="toy", resume=resume, config={"seed": 1}, runs=runs)
     record(run, config={"seed": 1}, card="toy")
     return run
 
 
-def main() -> None:
+class Herald(pl.Callback):
+    """Tells a watching test that training has begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            (self.folder / f"ready_{dist.rank()}").write_text("")
+
+
+def run(folder: Path | None, *, total: int, nap: float = 0.0, runs: Path = Path("runs")) -> None:
+    """Start or go on, on as many ranks as the environment says; leave what each rank saw behind."""
     torch.set_num_threads(1)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
-    folder, words = Path(sys.argv[1]), dict(word.split("=") for word in sys.argv[2:])
-    module = Toy(nap=float(words.get("nap", "0")), width=int(words.get("width", "6")))
-    run = opened(folder)
-    total, world = int(words.get("total", "12")), int(os.environ.get("WORLD_SIZE", "1"))
-    Toy.on_train_start = lambda self: (folder / f"ready_{dist.rank()}").write_text("")  # type: ignore[method-assign, assignment]
-    engine(run, total=total, accumulate=int(words.get("accumulate", "1")), every=int(words.get("every", "4")), world=world, module=module)
-    torch.save({"weights": module.state_dict(), "seen": module.seen}, folder / f"end_{os.environ.get('RANK', '0')}.pt")
+    opened_run = opened(folder, runs=runs, resume=None if folder is None else "auto")
+    module, where = Toy(nap=nap), opened_run.folder
+    engine(opened_run, total=total, world=int(os.environ.get("WORLD_SIZE", "1")), module=module, callbacks=[Herald(where)])
+    torch.save({"weights": module.state_dict(), "seen": module.seen}, where / f"end_{os.environ.get('RANK', '0')}.pt")
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+    run(None, total=12, runs=Path(sys.argv[1]))
