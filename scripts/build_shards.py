@@ -80,8 +80,8 @@ def report(manifest: dict[str, Any], out: Path) -> str:
     train, val = manifest["samples"]["train"], manifest["samples"]["val"]
     lines = [f"{out}: {train} samples to train on, {val} to validate, {manifest['captions']} captions, {len(manifest['shards'])} shards"]
     lost = {reason: count for reason, count in manifest["images"].items() if reason != "written"}
-    lines += [f"left out: {count} images, {reason}" for reason, count in lost.items()]
-    lines += [f"passed over: {count} lines, {reason}" for reason, count in manifest["rows"].items() if reason != "used" and reason not in lost]
+    lines += [f"left out: {reason} {count}" for reason, count in lost.items()]
+    lines += [f"lines passed over: {reason} {count}" for reason, count in manifest["rows"].items() if reason != "used" and reason not in lost]
     held = " 'data.val_shards=val-*.tar'" if val else ""
     lines.append(f"python train.py data=custom data.root={out} 'data.shards=train-*.tar'{held}")
     return "\n".join([*lines, f"details: {out / MANIFEST}"])

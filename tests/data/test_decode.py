@@ -7,7 +7,10 @@ import json
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,6 +172,24 @@ def test_webp_is_decoded() -> None:
 )
 def test_a_bad_image_is_refused_with_its_reason(payload: bytes | None, reason: str) -> None:
     assert refusal(payload) == reason
+
+
+def test_bombs_are_refused_without_the_memory_they_ask_for(tmp_path: Path) -> None:
+    bombs = [png_of_size(20000, 20000), png_of_size(10000, 10000), png_of_size(7000, 20001)]
+    for number, bomb in enumerate(bombs):
+        (tmp_path / f"{number}.png").write_bytes(bomb)
+    program = (
+        "import resource, sys; from pathlib import Path; from vlpkit.data.decode import Refused, read_header\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in Path(sys.argv[1]).iterdir():\n"
+        "    try: read_header(path.read_bytes())\n"
+        "    except Refused as refused: print(refused.reason)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    *reasons, kilobytes = run.stdout.split()
+    assert reasons == ["too_many_pixels"] * 3
+    assert int(kilobytes) < 50_000
 
 
 def test_too_many_bytes_are_refused_before_they_are_parsed() -> None:

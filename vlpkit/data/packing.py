@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vlpkit.data.decode import Refused, decode, read_header
+from vlpkit.data.decode import LIMITS, Refused, decode, read_header
 from vlpkit.data.durable import ShardFile, read_json, write_json
 from vlpkit.data.sources import Candidate, Listing
 from vlpkit.errors import DataError
@@ -104,17 +104,19 @@ def prepare(one: Candidate, packing: Packing) -> Sample:
         if one.refused:
             raise Refused(one.refused)
         try:
+            if (size := os.path.getsize(one.path)) > LIMITS.bytes:
+                raise Refused("too_many_bytes", f"{size} bytes")
             payload = Path(one.path).read_bytes()
         except (OSError, ValueError) as error:
             raise Refused("missing_image", str(error)) from None
         header = read_header(payload)
-        size = _reduced(header.width, header.height, packing)
-        if size is None:
+        target = _reduced(header.width, header.height, packing)
+        if target is None:
             decode(payload, header, width=1, height=1)  # all of it is parsed, little of it is computed
             return Sample(SUFFIX[header.format], payload, header.width, header.height)
-        pixels = Image.fromarray(decode(payload, header, width=2 * size[0], height=2 * size[1]))
-        small = simplejpeg.encode_jpeg(np.asarray(pixels.resize(size, Image.Resampling.BICUBIC)), packing.quality, "RGB", "420")
-        return Sample("jpg", small, *size)
+        pixels = Image.fromarray(decode(payload, header, width=2 * target[0], height=2 * target[1]))
+        small = simplejpeg.encode_jpeg(np.asarray(pixels.resize(target, Image.Resampling.BICUBIC)), packing.quality, "RGB", "420")
+        return Sample("jpg", small, *target)
     except Refused as refused:
         log.debug("%s: %s", one.path, refused)
         return Sample(refused=refused.reason)
@@ -256,8 +258,9 @@ def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, An
             return found
         log.info("continuing after %d shards", len(found["shards"]))
         return State(**found)
-    if ours and not overwrite:
-        raise DataError(f"{out} holds {ours[0].name} of another source, of other settings, or damaged since. Choose another folder, or add --overwrite")
+    kept = [path.name for path in ours if path.suffix == ".tar" or path.name == MANIFEST]
+    if kept and not overwrite:
+        raise DataError(f"{out} holds {kept[-1]} of another source, of other settings, or damaged since. Choose another folder, or add --overwrite")
     for path in ours:
         path.unlink()
     state = State(fingerprint)
