@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Generator, Tensor
 
 from tests.builders import CLOCK, composed
+from tests.vocabulary import numbered_words
 from vlpkit.assemble import Assembly, assemble
 from vlpkit.data.tokenize import Words
 from vlpkit.streams import Drawn, Streams
@@ -60,12 +59,10 @@ class Given:
         return self.made
 
 
-def words_of(sizes: Mapping[str, Any], *, length: int) -> Words:
-    """A tokenizer with the recorded vocabulary and special ids; the words themselves have no spelling."""
+def words_of(sizes: Mapping[str, Any]) -> Words:
+    """A tokenizer with the recorded vocabulary and special ids."""
     named = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "bos": "dec", "enc": "enc"}
-    special = {named[name]: number for name, number in sizes["ids"].items()} | {"unk": 100}
-    tokenizer = Tokenizer(WordLevel({f"word{i}": i for i in range(sizes["vocab"])}, unk_token="word100"))
-    return Words(tokenizer, special=special, length=length, template="[cls] {caption}")
+    return numbered_words(sizes["vocab"], {named[name]: number for name, number in sizes["ids"].items()}, length=sizes["text_len"])
 
 
 def build(recipe: str, r: Recording, *further: str) -> tuple[Assembly, dict[str, Tensor], list[Row]]:
@@ -85,7 +82,7 @@ def build(recipe: str, r: Recording, *further: str) -> tuple[Assembly, dict[str,
         overrides += [f"objectives.mlm.alpha={z['alpha']}", "objectives.mlm.ramp=0_steps", f"+model.fusion.w.ratio={ratio}"]
     else:
         overrides += [f"+model.decoder.w.ratio={ratio}"]
-    made = assemble(composed(*overrides, *further), words=words_of(z, length=z["text_len"]), clock=CLOCK)
+    made = assemble(composed(*overrides, *further), words=words_of(z), clock=CLOCK)
     for objective in made.objectives.values():
         objective.train()
     held = everything(made.model, teacher=made.teacher.model if made.teacher else None, objectives=torch.nn.ModuleDict(made.objectives))
