@@ -180,7 +180,8 @@ def _facts(scene: Scene, kind: str, rng: Generator, *, told: str = "") -> Facts:
     if kind == "places":
         things = things[: 3 if rng.random() < 0.85 else 2]
         size = len(things) == 2 and bool(rng.random() < 0.6)
-        return Facts(tuple(_mention(thing, where=True, size=size) for thing in things), (), ground)
+        said = tuple(_mention(thing, where=True, size=size) for thing in things)
+        return Facts(said, (), ground if len(said) < 3 else None)
     return Facts(_grouped(scene, things, size=len(things) < 3, texture=False), (), ground)
 
 
@@ -205,7 +206,7 @@ def _relate(things: list[Thing], rng: Generator, told: str) -> Facts | None:
             (_mention(a, size=size, texture=texture), _mention(b, size=size, texture=texture)), ((0, name, 1),)
         )
         rest = [thing for thing in things if thing is not a and thing is not b]
-        if len(rest) == 1 and rng.random() < 0.75:
+        if len(rest) == 1 and not (size and texture) and rng.random() < 0.9:
             return replace(facts, mentions=(*facts.mentions, _mention(rest[0], where=True)))
         other = relation(*rest) if len(rest) == 2 else None
         if other is not None and rng.random() < 0.75 and told not in ("size", "texture"):
