@@ -25,7 +25,7 @@ from vlpkit import schema
 from vlpkit.check import trust
 from vlpkit.errors import ConfigError, VlpError
 from vlpkit.refuse import Gate, in_job
-from vlpkit.rephrase import Rephrased
+from vlpkit.usage import usage
 
 _WANTS = re.compile(r"#\s*size:\s*(\w+)\s*$")
 _VALUE_FLAGS = ("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
@@ -44,17 +44,17 @@ def run_hydra(
         argv: arguments; those of the process when left out.
 
     Returns:
-        exit code: 0, or 2 when a VlpError was raised, whose message alone went to the error stream. Other exceptions pass.
+        exit code: 0, also for `--help`, or 2 when a VlpError was raised, whose message alone went to the error stream. Other exceptions pass.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(usage(conf, name))
+        return 0
     run = hydra.main(config_path=str(conf.resolve()), config_name=name, version_base="1.3")(_job(task))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra swallows exceptions and exits with 1
     try:
-        sys.argv[1:] = refuse_early(sys.argv[1:] if argv is None else argv, conf=conf, name=name, check=check)
-        if "--help" in sys.argv or "-h" in sys.argv:
-            with Rephrased(conf):
-                run()
-        else:
-            run()
+        sys.argv[1:] = refuse_early(argv, conf=conf, name=name, check=check)
+        run()
     except (VlpError, _Refusal) as error:
         sys.stderr.write(f"{error.error if isinstance(error, _Refusal) else error}\n")
         return 2
@@ -95,7 +95,7 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     asked = get_args_parser().parse_intermixed_args(list(argv))
     flags = _flags(argv)
     overrides = complete_arguments(asked.overrides, conf=conf)
-    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun or (asked.help and not overrides):
+    if asked.hydra_help or asked.shell_completion or asked.experimental_rerun:
         return [*flags, *overrides]
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
     if multirun:  # every job makes its own folder under the one asked for
@@ -103,7 +103,7 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     gate = _gate(asked, conf=conf, name=name)
     overrides = gate.spell_out(overrides)
     opened: dict[str, str] = {}
-    running = not (asked.help or asked.cfg or asked.info)
+    running = not (asked.cfg or asked.info)
     for job in gate.jobs(overrides, multirun=multirun):
         opened.update({text.partition("=")[0]: new.partition("=")[0] for text, new in job.opened.items()})
         if check is not None and running:
