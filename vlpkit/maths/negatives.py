@@ -11,7 +11,7 @@ def draw_negatives(logits: Tensor, forbidden: Tensor, rng: Generator, *, epsilon
 
     The uniform number comes from a CPU generator and is inverted through the cumulative weights, so the draw is the same
     on every device. A row whose allowed weights vanish in fp32 is drawn uniformly among what is allowed; a row where
-    everything is forbidden gets the last column.
+    everything is forbidden gets column 0.
 
     Args:
         logits: (B, R) scaled similarities.
@@ -27,7 +27,7 @@ def draw_negatives(logits: Tensor, forbidden: Tensor, rng: Generator, *, epsilon
     weights = torch.where(weights.sum(-1, keepdim=True) > 0, weights, allowed)
     cumulative = weights.cumsum(-1)
     u = torch.rand(len(logits), 1, generator=rng).to(logits.device) * cumulative[:, -1:]
-    # right=True skips columns of weight 0; the clamp catches u rounded up to the total.
+    # right=True skips columns of weight 0; the minimum catches u rounded up to the total.
     found = torch.searchsorted(cumulative, u, right=True).squeeze(1)
     last = (allowed * torch.arange(logits.shape[1], device=logits.device)).argmax(-1)
-    return torch.minimum(found, last.clamp(min=0))
+    return torch.minimum(found, last)

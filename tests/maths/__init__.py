@@ -1,0 +1,1 @@
+"""The pure functions against slow loops, numbers computed by hand, and limits."""
