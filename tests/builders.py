@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 CLOCK = Clock(batch=8, samples_per_epoch=80, total_steps=20)
 
+NARROW = ("size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
+          "size.image=32", "size.queue=24", "size.words=24")  # fmt: skip
+
 CAPTIONS = [
     "a large red circle to the left of a small blue square", "two green triangles and a yellow star", "a small blue square above a large red circle",
     "one striped purple hexagon below a white cross", "three black dots in a row", "a yellow star inside a green ring",
@@ -50,9 +53,7 @@ def tiny_words(cfg: dict[str, Any]) -> Words:
 
 def tiny_model(*overrides: str, seed: int = 0) -> tuple[Assembly, Words]:
     """A recipe at narrow width, assembled with random weights that depend on `seed` alone."""
-    narrow = ["size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
-              "size.image=32", "size.queue=24", "size.words=24"]
-    cfg = composed(*narrow, *overrides)
+    cfg = composed(*NARROW, *overrides)
     words = tiny_words(cfg)
     torch.manual_seed(seed)
     return assemble(cfg, words=words, clock=CLOCK), words
