@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from vlpkit.streams import Streams  # noqa: E402
 from vlpkit.trainer import build_callbacks, build_trainer  # noqa: E402
 from vlpkit.types import Batch, ImageInput  # noqa: E402
 
-WORDS = "a large small red green blue yellow circle square triangle star left right above below of the to in on striped dotted plain".split()
+WORDS = ["a", "large", "small", "red", "green", "blue", "yellow", "circle", "square", "triangle", "star", "left", "right", "above", "below", "of", "the", "to", "in", "on", "striped", "dotted", "plain"]
 
 
 class OneBatch(pl.LightningDataModule):
@@ -106,7 +107,7 @@ def through_trainer(module: PretrainModule, batch: Batch, settings: dict[str, An
             max_steps=steps + 1, accumulate=1, loader=loader,
         )
         trainer.fit(module, datamodule=OneBatch(batch))
-    return [b - a for a, b in zip(marks, marks[1:])]
+    return [b - a for a, b in pairwise(marks)]
 
 
 def bare(module: PretrainModule, batch: Batch, steps: int) -> list[float]:

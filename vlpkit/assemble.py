@@ -157,6 +157,8 @@ def tie(model: VLModel, rules: list[str]) -> list[tuple[str, str]]:
         with at(f"model.ties[{i}]"):
             for left, right in address.pairs(model, rule):
                 kept = address.resolve(model, left)
+                if kept is None:
+                    raise AssemblyError(f"{rule!r}: {left} is empty; a tie gives away what is on its left")
                 _same_shape(rule, kept, address.resolve(model, right), left, right)
                 address.replace(model, right, kept)
                 done.append((left, right))

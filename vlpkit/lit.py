@@ -92,7 +92,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         """Queues and statistics, once a micro-batch."""
-        for name, objective, s in self.assembly.ask(self.streams, self.global_step):
+        for _, objective, s in self.assembly.ask(self.streams, self.global_step):
             objective.after_batch(s)
         self.streams = {}
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlpkit.errors import AssemblyError
 from vlpkit.model import VLModel
@@ -54,7 +54,8 @@ class Teacher(nn.Module):
     def after_step(self, model: VLModel) -> None:
         """Move towards the student; called right after the optimiser moved, so step t reads the average of its start."""
         student = dict(model.named_parameters(remove_duplicate=False))
-        old, new = [], []
+        old: list[Tensor] = []
+        new: list[Tensor] = []
         for name, parameter in self.model.named_parameters():
             old.append(parameter)
             new.append(student[name])

@@ -68,5 +68,5 @@ class Opening:
         labels = torch.cat([torch.full_like(labels[:, :1], IGNORE), labels[:, 1:]], 1)
         order: Tensor | None = text.order
         if self.causal:
-            order = causal_order(*ids.shape, ids.device)
+            order = causal_order(ids.shape[0], ids.shape[1], ids.device)
         return {"text": replace(text, ids=ids, order=order), "labels": labels}

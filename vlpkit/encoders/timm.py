@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
@@ -39,9 +41,9 @@ class TimmBackbone(nn.Module):
                 f"model.vision.embed.pretrained: the weights of {name!r} cannot be had ({error}).\n"
                 "  Give a local file (model.vision.embed.pretrained=/path/to/weights) or start from random ones (pretrained=false)."
             ) from error
-        statistics = self.net.pretrained_cfg
+        statistics: dict[str, Any] = self.net.pretrained_cfg  # type: ignore[assignment]
+        self.dim: int = self.net.num_features  # type: ignore[assignment]
         self.normalise = Normalise(statistics["mean"], statistics["std"])
-        self.dim = int(self.net.num_features)
         self.cls = int(getattr(self.net, "num_prefix_tokens", 0))
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
 

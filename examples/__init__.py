@@ -1,0 +1,1 @@
+"""Parts and objectives that live outside the package; the README's commands use them."""
