@@ -1,0 +1,1 @@
+"""What the model promises: who may see whom, passes, draws, ties, teacher, queue, weights."""
