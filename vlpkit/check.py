@@ -20,7 +20,7 @@ OFFERED = frozenset({
     "model", "sources", "total", "dim", "memory_dim", "dims", "space", "vocab", "words", "length", "image_size", "seed", "root", "cache", "captions",
     "run_dir", "resumed",
 })  # fmt: skip
-_HOLD_BLOCKS = ("model", "draws", "objectives")  # each child is a block
+_HOLD_BLOCKS = ("model", "draws", "objectives", "evals", "logger")  # each child is a block
 _ARE_BLOCKS = ("teacher", "plan")
 LISTS = ("ties", "freeze")  # what stands under `model` beside the parts
 
@@ -106,9 +106,10 @@ def _drop_idle(cfg: DictConfig) -> list[str]:
             del node[name]
         else:
             node[name] = None
-    for holder in ("objectives", "draws"):  # `objectives.itm: null` takes an objective away
-        for name in [name for name in cfg[holder] if cfg[holder]._get_node(name)._is_none()]:
-            del cfg[holder][name]
+    for holder in _HOLD_BLOCKS[1:]:  # `objectives.itm: null` takes an objective away
+        if isinstance(cfg.get(holder), DictConfig):
+            for name in [name for name in cfg[holder] if cfg[holder]._get_node(name)._is_none()]:
+                del cfg[holder][name]
     return idle
 
 

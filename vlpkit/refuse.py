@@ -69,11 +69,18 @@ class Gate:
         wrong = [problem for override in parsed for problem in self._additions(override)]
         if wrong:
             raise ConfigError(several(wrong))
-        for texts in _combinations([_values(override) for override in parsed]):
+        for i, texts in enumerate(_combinations([_values(override) for override in parsed])):
             try:
-                yield self._compose(texts)
+                job = self._compose(texts)
             except VlpError as error:
                 raise in_job(error, texts, [o.get_key_element() for o in sweeps]) from error
+            if i == 0 and multirun:  # a file may ask for a sweep, too
+                params = job.config.hydra.sweeper.get("params") or {}
+                extra = [f"{key}={value}" for key, value in params.items() if key not in {o.get_key_element() for o in parsed}]
+                if extra:
+                    yield from self.jobs([*extra, *overrides], multirun=True)
+                    return
+            yield job
 
     def groups(self) -> list[str]:
         """Names of the groups that a command may choose from."""

@@ -145,6 +145,21 @@ def test_a_mistake_in_any_job_of_a_sweep_refuses_all(conf: Path, argv: list[str]
     assert refusal(conf, "-m", *argv).startswith(message)
 
 
+def test_a_sweep_that_a_file_asks_for_is_composed_too(conf: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(conf, tmp_path / "conf")
+    (mine / "experiment").mkdir()
+    (mine / "experiment" / "grid.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {model: 'dual,fused', optim.lr: '0.1,0.2'}}}\n")
+    assert [(job.name, job.optim.lr) for job in accepted(mine, "-m", "experiment=grid", "optim.lr=0.3")] == [("dual", 0.3), ("fused", 0.3)]
+    assert len(accepted(mine, "-m", "experiment=grid")) == 4
+
+
+def test_a_command_that_is_started_again_in_its_completed_form_is_the_same(conf: Path) -> None:
+    """Processes of one node are started by repeating the command with settings of Hydra's own behind it."""
+    again = refuse_early(["data=web", "data.root=x", "model.vision.trunk.ratio=2", "fusion=null"], conf=conf)
+    own = ['hydra.run.dir="."', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
+    assert refuse_early([*again, *own], conf=conf) == [*again, *own]
+
+
 def test_the_jobs_of_a_sweep_share_the_folder_that_was_asked_for(conf: Path) -> None:
     assert refuse_early(["-m", "run_dir=runs/a", "seed=1,2"], conf=conf) == ["-m", "hydra.sweep.dir=runs/a", "seed=1,2"]
 
