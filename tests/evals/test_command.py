@@ -71,9 +71,11 @@ def test_a_key_of_the_runs_own_data_may_be_changed(clip: Path) -> None:
 
 def test_a_task_that_the_model_cannot_do_is_named_when_asked_for_and_left_out_of_all(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"run={clip}", "task=caption"], conf=CONF) == 2
-    assert capsys.readouterr().err.startswith("task=caption: captions need a decoder and the objective 'lm', but 'clip' builds vision, text, align and has itc.")
+    assert capsys.readouterr().err.startswith("evals.caption: captions need a decoder and the objective 'lm', but 'clip' builds vision, text, align and has itc.")
     assert main([f"run={clip}", "limit=4"], conf=CONF) == 0
     assert "caption" not in capsys.readouterr().out
+    assert main([f"run={clip}", "limit=4", "k_test=16"], conf=CONF) == 2
+    assert "k_test=16 re-ranks with the matching objective 'itm', but 'clip' has itc" in capsys.readouterr().err
 
 
 REFUSED = [

@@ -17,7 +17,7 @@ from vlpkit.build import build
 from vlpkit.data.module import DataModule
 from vlpkit.data.shapes.write import write_world
 from vlpkit.errors import AssemblyError, ConfigError, DataError
-from vlpkit.evals.base import Evaluator
+from vlpkit.evals.base import Evaluator, fitting
 from vlpkit.evals.caption import Captions
 from vlpkit.evals.pairs import HardPairs
 from vlpkit.evals.retrieval import Retrieval
@@ -243,6 +243,16 @@ REFUSED = [
 def test_what_a_model_lacks_is_named(task: Evaluator, name: str, message: str, where: Path) -> None:
     with pytest.raises(AssemblyError, match=message):
         task(*loaded(name, where))
+
+
+def test_a_recipe_keeps_the_tasks_that_its_parts_can_do(where: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = loaded("clip", where)
+    with caplog.at_level("INFO"):
+        kept = fitting([Retrieval(), HardPairs(), Captions()], model.assembly)
+    assert [task.name for task in kept] == ["retrieval", "pairs"]
+    assert "evals.caption is left out: captions need a decoder" in caplog.text
+    with pytest.raises(AssemblyError, match="k_test=16 re-ranks"):
+        fitting([Retrieval(k_test=16)], model.assembly)
 
 
 @pytest.mark.parametrize(

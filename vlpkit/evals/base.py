@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,8 +50,14 @@ class Evaluator:
         self.predictions: list[dict[str, Any]] = []
 
     def lacks(self, assembly: Assembly) -> str | None:
-        """What the model is missing for this task, as a sentence; None when it can be evaluated."""
+        """What the model is missing for this task at all, as a sentence; None when it can be evaluated."""
         return None
+
+    def check(self, assembly: Assembly) -> None:
+        """Raises AssemblyError when the model cannot do the task, or not in the way that the settings ask for."""
+        missing = self.lacks(assembly)
+        if missing is not None:
+            raise AssemblyError(f"evals.{self.name}: {missing}.")
 
     def __call__(self, module: Subject, data: DataModule) -> Iterator[tuple[str, float]]:
         """Names and values.
@@ -60,9 +66,7 @@ class Evaluator:
             AssemblyError: the model lacks a part.
             DataError: there is no validation data.
         """
-        missing = self.lacks(module.assembly)
-        if missing is not None:
-            raise AssemblyError(f"evals.{self.name}: {missing}")
+        self.check(module.assembly)
         self.facts, self.predictions = {}, []
         parts = module.assembly.model
         modes = {part: part.training for part in parts.modules()}
@@ -79,6 +83,23 @@ class Evaluator:
     def measure(self, module: Subject, data: DataModule) -> Mapping[str, float]:
         """The values, without gradient and in eval mode."""
         raise NotImplementedError
+
+
+def fitting(evaluators: Sequence[Evaluator], assembly: Assembly) -> list[Evaluator]:
+    """The evaluators whose task the model can do; the others are named in the log. A recipe's list outlives the parts that were taken from it.
+
+    Raises:
+        AssemblyError: a task that the model can do, but not in the way that its settings ask for.
+    """
+    kept = []
+    for evaluator in evaluators:
+        missing = evaluator.lacks(assembly)
+        if missing is None:
+            evaluator.check(assembly)
+            kept.append(evaluator)
+        else:
+            log.info("evals.%s is left out: %s", evaluator.name, missing)
+    return kept
 
 
 def matcher(assembly: Assembly, name: str) -> Match | None:

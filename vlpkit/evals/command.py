@@ -104,6 +104,7 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[An
 def _evaluators(request: Request, found: Restored) -> list[Evaluator]:
     """Those asked for, as the run's own settings and the command line say; of `all`, those that the model supports."""
     from vlpkit.build import build
+    from vlpkit.evals.base import fitting
 
     made: list[Evaluator] = []
     for task in request.tasks or TASKS:
@@ -112,15 +113,11 @@ def _evaluators(request: Request, found: Restored) -> list[Evaluator]:
         if not str(target).startswith("vlpkit.evals."):
             own, target = {}, TASKS[task]
         evaluator: Evaluator = build({**own, "_target_": target, **applicable(target, request.settings)}, where=f"evals.{task}", name=task)
-        missing = evaluator.lacks(found.assembly)
-        if missing is None:
-            made.append(evaluator)
-        elif request.tasks:
-            from vlpkit.errors import AssemblyError
-
-            raise AssemblyError(f"task={task}: {missing}.")
-        else:
-            log.info("task=%s is left out: %s", task, missing)
+        made.append(evaluator)
+    if not request.tasks:
+        return fitting(made, found.assembly)
+    for evaluator in made:
+        evaluator.check(found.assembly)
     return made
 
 

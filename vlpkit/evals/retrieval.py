@@ -11,7 +11,7 @@ from torch import Tensor
 from vlpkit import dist
 from vlpkit.assemble import Assembly
 from vlpkit.data.module import DataModule
-from vlpkit.errors import DataError
+from vlpkit.errors import AssemblyError, DataError
 from vlpkit.evals.base import Evaluator, Subject, chunks, match_logits, matcher, streams, words_of
 from vlpkit.evals.gallery import Gallery, batches, gather
 from vlpkit.evals.metrics import (
@@ -68,16 +68,20 @@ class Retrieval(Evaluator):
         return f"retrieval-{self.captions or 'all'}-pessimistic{f'-{self.score}{self.k_test}' if self.k_test else ''}@1"
 
     def lacks(self, assembly: Assembly) -> str | None:
-        """A shared space; and, to re-rank, a matching objective."""
+        """A shared space."""
         model = assembly.model
-        if self.by not in model.names:
-            return f"retrieval ranks by the shared space {self.by!r}, but {model.name!r} builds {', '.join(model.names)}"
+        if self.by in model.names:
+            return None
+        return f"retrieval ranks by the shared space {self.by!r}, but {model.name!r} builds {', '.join(model.names)}"
+
+    def check(self, assembly: Assembly) -> None:
+        """Also refuses to re-rank without a matching objective."""
+        super().check(assembly)
         if self.k_test and matcher(assembly, self.match) is None:
-            return (
-                f"k_test={self.k_test} re-ranks with the matching objective {self.match!r}, but {model.name!r} has {', '.join(assembly.objectives)}. "
-                "Use k_test=0, or a model with a fusion and that objective (model=albef, model=blip)"
+            raise AssemblyError(
+                f"evals.{self.name}: k_test={self.k_test} re-ranks with the matching objective {self.match!r}, but {assembly.model.name!r} has "
+                f"{', '.join(assembly.objectives)}. Use k_test=0, or a model with a fusion and that objective (model=albef, model=blip)."
             )
-        return None
 
     def measure(self, module: Subject, data: DataModule) -> Mapping[str, float]:
         """R@K of the shared space and, when asked for, of the re-ranked candidates under names that begin with `rerank_`."""
