@@ -173,10 +173,13 @@ class Metrics(Boundary):
     Args:
         every: optimiser steps.
         extra: further values, asked for when metrics are written, on this rank.
+        pause: entered while trackers work, so that throughput does not count them.
     """
 
-    def __init__(self, *, every: Steps, extra: Sequence[Callable[[], Mapping[str, float]]] = ()) -> None:
-        self._every, self._extra = max(1, every), extra
+    def __init__(
+        self, *, every: Steps, extra: Sequence[Callable[[], Mapping[str, float]]] = (), pause: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self._every, self._extra, self._pause = max(1, every), extra, pause
         self.latest: dict[str, float] = {}
         self.step = -1
 
@@ -190,7 +193,8 @@ class Metrics(Boundary):
         for source in self._extra:
             self.latest.update(source())
         self.step = step
-        write(trainer, self.latest, step)
+        with self._pause():
+            write(trainer, self.latest, step)
 
 
 def write(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:

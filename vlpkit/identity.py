@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["identity", "tunable", "free"]
 absent = object()
+MOST_SHOWN = 16  # differences in a message
 
 
 class Difference(NamedTuple):
@@ -80,7 +81,7 @@ def check_same_run(saved: Mapping[str, Any] | None, new: Mapping[str, Any], *, p
         place: what an error names.
 
     Raises:
-        ResumeError: an identity key differs; all of them are listed.
+        ResumeError: an identity key differs; they are listed.
     """
     if saved is None:
         log.warning("%s: no configuration was saved with it, so nothing can be compared", place)
@@ -88,7 +89,8 @@ def check_same_run(saved: Mapping[str, Any] | None, new: Mapping[str, Any], *, p
     differences = compare_configs(saved, new)
     wrong = [str(d) for d in differences if d.kind == "identity"]
     if wrong:
-        listed = "\n".join(f"  {line}" for line in wrong)
+        shown = wrong if len(wrong) <= MOST_SHOWN else [*wrong[:MOST_SHOWN], f"... and {len(wrong) - MOST_SHOWN} more"]
+        listed = "\n".join(f"  {line}" for line in shown)
         raise ResumeError(f"resume: {place} belongs to another run.\n{listed}\nPut these back, or start a new run with another run_dir.")
     for d in differences:
         if d.kind == "tunable":

@@ -123,7 +123,7 @@ def build_callbacks(
         extra: further metrics, such as `data/bad_share`.
     """
     speed = Throughput(batch=batch, loader=loader)
-    metrics = Metrics(every=settings.log_every, extra=[speed.read, *extra])
+    metrics = Metrics(every=settings.log_every, extra=[speed.read, *extra], pause=speed.pause)
     return [
         speed,
         StopOnNonFinite(run_dir, patience=settings.nonfinite_patience),
@@ -205,5 +205,8 @@ def _quiet() -> None:
     """Silence advice that does not apply here."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for start in (".*does not have many workers", ".*dataloader is not resumable", ".*module.s. in eval mode", ".*smaller than the logging interval"):
-        warnings.filterwarnings("ignore", message=start, category=UserWarning)
+    for words in (
+        ".*does not have many workers", ".*dataloader is not resumable", ".*module.s. in eval mode", ".*smaller than the logging interval",
+        ".*overridden `transfer_batch_to_device`", ".*treespec, LeafSpec",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", message=words)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,28 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as td
-import torch.multiprocessing as mp
 
+from tests.run.ranks import codes, start_two
 from vlpkit import dist
 from vlpkit.errors import ConfigError
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _start(rank: int, work: Callable[[int, Path], None], folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    td.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=20))
-    work(rank, folder)
-    td.destroy_process_group()
-
-
 def two(work: Callable[[int, Path], None], folder: Path) -> None:
-    mp.spawn(_start, args=(work, folder, free_port()), nprocs=2, join=True)
+    """Run `work` on two connected ranks."""
+
+    def rank() -> None:
+        torch.set_num_threads(1)
+        td.init_process_group("gloo", timeout=timedelta(seconds=20))
+        work(td.get_rank(), folder)
+        td.destroy_process_group()
+
+    assert codes(*start_two(rank)) == [0, 0]
 
 
 def _rows(count: int, seed: int) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from tests.run import toy
-from tests.run.test_dist import free_port
+from tests.run.ranks import codes, start, start_two
 from tests.run.test_resume import by_step, rows, same, weights
 from tests.run.toy import BATCH, Data, Score, Toy, engine, opened
 from vlpkit.checkpoint import Checkpoints, Stopped
@@ -100,34 +100,6 @@ def test_handlers_are_put_back_after_a_run(tmp_path: Path) -> None:
 # -- processes of their own -----------------------------------------------------------------------------------------------
 
 
-def start(work: Callable[[], Any], **environment: str) -> int:
-    """Fork: the child does `work` and ends with the exit code that a command would have."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.environ.update(environment)
-            work()
-            code = 0
-        except SystemExit as left:
-            code = int(left.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid
-
-
-def start_two(work: Callable[[], Any]) -> list[int]:
-    """Two ranks with the environment that torchrun gives."""
-    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "test"}
-    return [start(work, **both, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0") for rank in range(2)]
-
-
-def codes(*pids: int) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -155,6 +127,13 @@ def test_two_ranks_stop_together_and_go_on_where_they_stopped(tmp_path: Path) ->
         first = BATCH * stopped + rank * BATCH // 2
         assert by_step(end["seen"]) == {stopped + i: [list(range(first + BATCH * i, first + BATCH * i + BATCH // 2))] for i in range(4)}
     assert [int(row["step"]) for row in rows(tmp_path)] == list(range(1, stopped + 5))
+
+
+def test_ranks_that_see_no_finite_gradient_end_together(tmp_path: Path) -> None:
+    assert codes(*start_two(lambda: toy.run(tmp_path, total=12, bad=(5, 6, 7)))) == [2, 2]
+    seen = json.loads((tmp_path / "nonfinite" / "step_8.json").read_text())
+    assert seen["keys_by_rank"] == [["56", "57", "58", "59"], ["60", "61", "62", "63"]]
+    assert find_checkpoint(tmp_path / "checkpoints")[0] == tmp_path / "checkpoints" / "step_00000004.ckpt"
 
 
 def test_a_rank_that_dies_does_not_leave_the_other_waiting(tmp_path: Path) -> None:

@@ -177,11 +177,11 @@ class Herald(pl.Callback):
             (self.folder / f"ready_{dist.rank()}").write_text("")
 
 
-def run(folder: Path | None, *, total: int, nap: float = 0.0, runs: Path = Path("runs")) -> None:
+def run(folder: Path | None, *, total: int, nap: float = 0.0, bad: tuple[int, ...] = (), runs: Path = Path("runs")) -> None:
     """Start or go on, on as many ranks as the environment says; leave what each rank saw behind."""
     torch.set_num_threads(1)
     opened_run = opened(folder, runs=runs, resume=None if folder is None else "auto")
-    module, where = Toy(nap=nap), opened_run.folder
+    module, where = Toy(nap=nap, bad=bad), opened_run.folder
     engine(opened_run, total=total, world=int(os.environ.get("WORLD_SIZE", "1")), module=module, callbacks=[Herald(where)])
     torch.save({"weights": module.state_dict(), "seen": module.seen}, where / f"end_{os.environ.get('RANK', '0')}.pt")
 
