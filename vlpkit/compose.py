@@ -19,7 +19,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from vlpkit import schema
 from vlpkit.check import trust
@@ -111,11 +111,9 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     return [*flags, *(f"{opened.get(key, key)}{sign}{value}" for key, sign, value in (text.partition("=") for text in overrides))]
 
 
-def _ask(check: Callable[[DictConfig], object], composed: DictConfig, swept: Sequence[str], overrides: Sequence[str]) -> None:
-    cfg = composed.copy()
-    cfg._set_flag("struct", False)
-    cfg.pop("hydra")
-    cfg._set_flag("struct", True)
+def _ask(check: Callable[[DictConfig], object], cfg: DictConfig, swept: Sequence[str], overrides: Sequence[str]) -> None:
+    with open_dict(cfg):
+        cfg.pop("hydra")
     trust(cfg.plugins)
     try:
         check(cfg)

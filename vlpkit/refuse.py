@@ -54,10 +54,12 @@ class Gate:
     def __init__(self, loader: ConfigLoaderImpl, *, conf: Path, name: str) -> None:
         self.loader, self.conf, self.name = loader, conf, name
         self.repo: IConfigRepository = loader.repository
+        self.sweeping = False
         self._loaded: dict[tuple[str, ...], DictConfig] = {}
 
     def jobs(self, overrides: Sequence[str], *, multirun: bool) -> Iterator[Job]:
         """Every combination, or with very many each value once. Raises ConfigError for the first one that cannot be composed."""
+        self.sweeping = multirun
         parsed = [self._parse(text) for text in overrides]
         self._open(parsed)
         sweeps = [override for override in parsed if override.is_sweep_override()]
@@ -169,11 +171,11 @@ class Gate:
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
         """What the groups say; composed once for all jobs that differ in plain keys only."""
-        if tuple(overrides) not in self._loaded:
+        key = tuple(overrides)
+        if key not in self._loaded:
             with Rephrased(self.conf):
-                cfg = self.loader.load_configuration(self.name, list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=False)
-            self._loaded[tuple(overrides)] = cfg
-        return copy.deepcopy(self._loaded[tuple(overrides)])
+                self._loaded[key] = self.loader.load_configuration(self.name, list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=False)
+        return copy.deepcopy(self._loaded[key]) if self.sweeping else self._loaded.pop(key)
 
     def _strays(self, cfg: DictConfig) -> Iterator[str]:
         """Keys that no option file knows, in blocks that name no part: a misspelt `size.depht` in a recipe would else go unread."""

@@ -44,9 +44,8 @@ def test_every_recipe_composes_at_every_size(model: str, size: str) -> None:
 
 
 @pytest.mark.parametrize("data", options("data"))
-@pytest.mark.parametrize("model", options("model"))
-def test_every_recipe_composes_on_every_data_preset(model: str, data: str) -> None:
-    plain, _ = settled(f"model={model}", f"data={data}", *(SHARDS if data == "custom" else []))
+def test_a_recipe_composes_on_every_data_preset(data: str) -> None:
+    plain, _ = settled("model=blip", f"data={data}", *(SHARDS if data == "custom" else []))
     assert plain["data"]["name"] == data
     first = (CONF / "data" / f"{data}.yaml").read_text().partition("\n")[0]
     assert first == f"# size: {plain['size']['name']}"
