@@ -120,8 +120,8 @@ class PretrainModule(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None:
             data.samples_seen = self.samples_seen
-        self.last_metrics["train/lr"] = torch.tensor(rate)
-        self.last_metrics["train/samples_seen"] = torch.tensor(float(self.samples_seen))
+        self.last_metrics["train/lr"] = torch.tensor(rate, dtype=torch.float64)
+        self.last_metrics["train/samples_seen"] = torch.tensor(self.samples_seen, dtype=torch.float64)
         if self.nonfinite_streak == 0:
             self.model.after_step()
             if self.teacher is not None:

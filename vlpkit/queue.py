@@ -46,7 +46,7 @@ class Queue(nn.Module):
     @torch.no_grad()
     def push(self, rows: Mapping[str, Tensor]) -> None:
         """Write the rows of all ranks, in rank order; any number of rows, also more than K."""
-        gathered = {name: dist.gather(values.detach()) for name, values in rows.items()}
+        gathered = {name: dist.gather(values.detach(), equal=True) for name, values in rows.items()}
         count = len(next(iter(gathered.values())))
         kept = min(count, self.length)
         place = (self.cursor + torch.arange(count - kept, count, device=self.cursor.device)) % self.length

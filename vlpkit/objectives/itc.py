@@ -44,7 +44,7 @@ class Contrast(Objective):
         z = s.aligned(self.image, self.text, by=self.by)
         v, w, start = z.v, z.w, 0
         if self.gather:
-            v, w, start = dist.gather_grad(z.v), dist.gather_grad(z.w), dist.offset(len(z.v))
+            v, w, start = dist.gather_grad(z.v, equal=True), dist.gather_grad(z.w, equal=True), dist.offset(len(z.v), equal=True)
         positive = start + torch.arange(len(z.v), device=z.v.device)
         loss = (info_nce(z.v, w, positive, z.scale, smoothing=self.smoothing) + info_nce(z.w, v, positive, z.scale, smoothing=self.smoothing)) / 2
         with torch.no_grad():
