@@ -23,7 +23,7 @@ from vlpkit.evals.pairs import HardPairs
 from vlpkit.evals.retrieval import Retrieval
 from vlpkit.generate import greedy
 from vlpkit.objectives.itm import Match
-from vlpkit.types import ImageInput, Pairing
+from vlpkit.types import Batch, ImageInput, Pairing
 
 torch.set_num_threads(1)
 
@@ -205,7 +205,24 @@ def test_captions_are_the_greedy_ones_whatever_the_batch(where: Path) -> None:
             model.assembly.model.eval(), batch.images, start=words.special["dec"], stop=words.special["sep"], pad=words.pad, length=7, cached=False
         )  # fmt: skip
         assert record["caption"] == words.decode(said.ids)[0]
-        assert record["references"] == [words.decode(words.encode([caption]).ids)[0] for caption in batch.captions[0]]
+        assert record["references"] == batch.captions[0]
+        assert record["exact"] == any(record["caption"] == words.decode(words.encode([caption]).ids)[0] for caption in batch.captions[0])
+
+
+def test_a_model_that_knows_its_captions_matches_them_exactly(where: Path) -> None:
+    assembly, words = tiny_model("model=blip")
+    model, data = Model(assembly), data_of(where, words)
+    (batch,) = data.eval_batches(batch=3, limit=3)
+    pairs = Batch({"clean": batch.images}, {"clean": words.encode([group[0] for group in batch.captions])}, {}, torch.arange(3))
+    lm, step = assembly.objectives["lm"], torch.optim.Adam(assembly.model.parameters(), lr=3e-3)
+    for number in range(150):
+        step.zero_grad()
+        lm(tiny_streams(assembly, pairs, step=number)).value.backward()
+        step.step()
+    task = Captions(limit=3)
+    found = dict(task(model, data))
+    assert (found["exact_match"], task.facts["distinct"]) == (100.0, 3)
+    assert [record["caption"] for record in task.predictions] == words.decode(pairs.texts["clean"].ids)
 
 
 def test_a_long_caption_stops_at_the_length_of_the_tokenizer(where: Path) -> None:

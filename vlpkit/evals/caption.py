@@ -12,7 +12,7 @@ from vlpkit.draws.words import Opening
 from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
 from vlpkit.evals.gallery import batches
-from vlpkit.evals.metrics import exact_match
+from vlpkit.evals.textmetrics import TOKENIZER, caption_scores
 from vlpkit.generate import greedy
 from vlpkit.objectives.lm import NextWord
 
@@ -20,8 +20,9 @@ from vlpkit.objectives.lm import NextWord
 class Captions(Evaluator):
     """Greedy captions with the cache.
 
-    Gives `exact_match`, the percent of captions that equal one of their references after both went through the
-    tokenizer, and `count`. Every caption is a prediction.
+    Gives `exact_match`, the percent of captions that equal one of their references after both went through the model's
+    tokenizer; `bleu4`, `rouge_l` and `cider` (CIDEr-D), each times 100, over words as `textmetrics.split_words` splits
+    them; and `count`. Every caption is a prediction.
 
     Args:
         name: of the task.
@@ -32,7 +33,7 @@ class Captions(Evaluator):
         cached: keep keys and values between words; the captions are the same without.
     """
 
-    protocol = "caption-greedy-words@1"
+    protocol = f"caption-greedy-{TOKENIZER}@1"
 
     def __init__(
         self, *, name: str = "caption", batch: int = 128, limit: int | None = None, length: int = 40, objective: str = "lm", cached: bool = True
@@ -64,7 +65,8 @@ class Captions(Evaluator):
         self.predictions = said
         captions, references = [record["caption"] for record in said], [record["references"] for record in said]
         self.facts = {"images": len(said), "references": sum(map(len, references)), "distinct": len(set(captions)), "length": self.length}
-        return {"exact_match": exact_match(captions, references), "count": float(len(said))}
+        exact = 100.0 * sum(record["exact"] for record in said) / len(said)
+        return {"exact_match": exact, **caption_scores(captions, references), "count": float(len(said))}
 
     def _captioned(self, module: Subject, data: DataModule, batch: Any) -> list[dict[str, Any]]:
         assembly, words = module.assembly, words_of(data)
@@ -77,7 +79,9 @@ class Captions(Evaluator):
             length=min(self.length, words.length - 1), by=objective.by, head=objective.name, cached=self.cached,
         )  # fmt: skip
         captions = words.decode(found.ids.cpu())
-        # The references as the model could have said them at best: cleaned, cut and spelled by its own tokenizer.
-        references = [words.decode(words.encode(group).ids) for group in batch.captions]
-        numbers = batch.index.tolist()
-        return [{"index": i, "key": key, "caption": said, "references": accepted} for i, key, said, accepted in zip(numbers, batch.keys, captions, references)]
+        rows = zip(batch.index.tolist(), batch.keys, captions, batch.captions, strict=True)
+        # A reference as the model could have said it at best: cleaned, cut and spelled by its own tokenizer.
+        return [
+            {"index": i, "key": key, "caption": said, "references": accepted, "exact": said in words.decode(words.encode(accepted).ids)}
+            for i, key, said, accepted in rows
+        ]

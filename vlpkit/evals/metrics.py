@@ -138,7 +138,7 @@ def reranked_places(scores: Tensor, own: Tensor, *, among: int) -> Places:
     return Places(*(ranks.masked_fill(missed, among) for ranks in found))
 
 
-# -- pairs and captions ------------------------------------------------------------------------------------------------
+# -- pairs -------------------------------------------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
@@ -159,8 +159,3 @@ def pair_accuracy(true: Tensor, false: Tensor) -> Verdict:
     """Percent of (P,) pairs whose true score is strictly higher; chance is 50, a constant model gets 0, NaN is wrong."""
     right, same = int((true > false).sum()), int((true == false).sum())
     return Verdict(100.0 * right / max(len(true), 1), len(true), same)
-
-
-def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Percent of captions that equal one of their references, character by character."""
-    return 100.0 * sum(caption in accepted for caption, accepted in zip(captions, references, strict=True)) / max(len(captions), 1)
