@@ -20,7 +20,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 def activate(x: Tensor, kind: Activation) -> Tensor:
     """The named non-linearity; quick_gelu is x * sigmoid(1.702 x), as CLIP was trained."""
     if kind == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702  # the same, with half the passes over memory on the way back
     return F.relu(x) if kind == "relu" else F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
