@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
-export PYTHONDONTWRITEBYTECODE :=
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test check bench clean
 help:  ## this list
@@ -14,7 +14,7 @@ help:  ## this list
 setup: $(STAMP)  ## .venv with everything (uv if present, else pip)
 $(STAMP): pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --allow-existing --seed --python $(PYTHON) $(VENV) && uv pip install --quiet --python $(BIN)/python -e '.[dev,parity]'; \
+	  uv venv --quiet --allow-existing --seed --python $(PYTHON) $(VENV) && uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev,parity]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip && $(BIN)/python -m pip install --quiet -e '.[dev,parity]'; \
 	fi

@@ -17,12 +17,16 @@ def train(cfg: DictConfig) -> None:
     """One run, from the composed configuration to the last checkpoint."""
     job = open_job(cfg, conf=CONF)                        # gates 1 and 2, the run folder, what to resume: no torch so far
 
+    from vlpkit.rehearsal import rehearse
+
+    rehearse(job.settings)                                # gate 3: assembly and one step on the meta device, without data
+
     from vlpkit import session
 
     data = session.open_data(job)                         # shards, index, length
     words = session.open_words(job, data)                 # the tokenizer: trained, loaded, or the resumed run's own
     clock = session.make_clock(job, data)                 # durations become steps
-    card = session.rehearse(job, words, clock)            # gate 3: assembly and one step on the meta device
+    card = session.make_card(job, words, clock)           # what was built, and the passes that each step will cost
     if job.only_check:
         sys.stdout.write(card)
         return

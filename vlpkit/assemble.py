@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vlpkit import address
 from vlpkit.build import build
@@ -81,7 +82,10 @@ class _Builder:
         if part in self.parts:
             taps = ", ".join(n.partition(".")[2] for n in self.dims if n.startswith(f"{part}.")) or "one width"
             return AssemblyError(f"{name!r} is no tap of {part} (it has: {taps})")
-        return AssemblyError(f"asks for the part {part!r}, but {self.name!r} builds {', '.join(self.parts)}.")
+        return AssemblyError(
+            f"asks for the part {part!r}, but {self.name!r} builds {', '.join(self.parts)}.\n"
+            f"  Add one ({part}=..., see --help) or drop what asks for it (objective=[...])."
+        )
 
     def width(self, reads: str) -> int:
         """D of what `reads` names; every term must agree."""
@@ -227,6 +231,16 @@ def give_teacher(assembly: Assembly, cfg: Mapping[str, Any], clock: Clock) -> No
             assembly.teacher = build(cfg["teacher"], clock, where="teacher", model=assembly.model)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves meta tensors as they are where random numbers would fill them: asking would load half of torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is torch.Tensor.normal_ or func in vars(nn.init).values():
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
 def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Assembly, dict[str, Counter[str]]]:
     """Build on the meta device and run every turn there, forward and backward: no memory, no data, a second at most.
 
@@ -236,7 +250,7 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
     Raises:
         AssemblyError: what would have failed in the first step, and parameters that no objective of any turn reaches.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         made = assemble(cfg, words=words, clock=clock)
     counts: dict[str, Counter[str]] = {}
     for turn in made.plan.turns:

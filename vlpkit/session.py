@@ -58,7 +58,7 @@ def make_clock(job: Job, data: DataModule) -> Clock:
     return total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
 
 
-def rehearse(job: Job, words: Words, clock: Clock) -> str:
+def make_card(job: Job, words: Words, clock: Clock) -> str:
     """Assemble and step on the meta device; returns the card, which is also kept in the run folder.
 
     Raises:

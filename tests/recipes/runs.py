@@ -61,7 +61,7 @@ def fit(run: Path, cache: Path, *overrides: str, callbacks: Callable[[], list[pl
     data = session.open_data(job)
     words = session.open_words(job, data)
     clock = session.make_clock(job, data)
-    card = session.rehearse(job, words, clock)
+    card = session.make_card(job, words, clock)
     trainer = session.make_trainer(job, data, clock)
     trainer.callbacks[:0] = [Keys(run / "keys.txt"), *callbacks()]  # type: ignore[attr-defined]
     session.fit(job, trainer, session.make_module(job, words, clock, card), data)

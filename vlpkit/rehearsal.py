@@ -1,0 +1,28 @@
+"""Gate 3 before anything heavy: assembly and a dry step with a stand-in tokenizer, so that a recipe that cannot work is refused at once.
+Imports torch and the parts that the recipe names, but no Lightning and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlpkit.assemble import dry_step
+from vlpkit.data.tokenize import Words, load_words
+from vlpkit.durations import Clock, total
+
+
+def rehearse(settings: Mapping[str, Any]) -> None:
+    """Build on the meta device and take every turn once.
+
+    Raises:
+        AssemblyError: a missing part, draw or tie, widths that differ, a parameter that no objective reaches.
+    """
+    batch = int(settings["data"]["batch"])
+    clock = total(settings["total"], Clock(batch=batch, samples_per_epoch=100 * batch))
+    dry_step(settings, words=stand_in(settings["model"]["text"].get("words") or {}), clock=clock)
+
+
+def stand_in(node: Mapping[str, Any]) -> Words:
+    """A tokenizer with the special tokens of the real one and hardly a word: enough to know what fits together."""
+    told = {key: node[key] for key in ("template", "add", "length") if key in node}
+    return load_words(name="", kind="wordpiece", size=100, captions=lambda: ["a b c"], **{"length": 64, **told})
