@@ -360,8 +360,13 @@ def test_a_world_of_other_parameters_is_not_overwritten(world: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("noise", 1.0), ("train", 0), ("val", -1), ("image_size", 8)])
 def test_an_impossible_world_is_refused_by_the_name_of_its_key(tmp_path: Path, key: str, value: float) -> None:
-    with pytest.raises(DataError, match=rf"data\.{key}"):
+    with pytest.raises(DataError, match=rf"data\.world\.{key}"):
         write.ensure_world(tmp_path, **{key: value})
+
+
+def test_an_unknown_parameter_is_refused_with_the_one_meant(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.world\.noize.*'noise'"):
+        write.ensure_world(tmp_path, noize=0.1)
 
 
 def test_the_world_is_made_without_torch() -> None:

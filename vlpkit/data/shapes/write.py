@@ -17,14 +17,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from vlpkit.data.shapes.language import NOISES, boilerplate, captions, hard_pairs, keywords
 from vlpkit.data.shapes.render import draw, encode
 from vlpkit.data.shapes.scenes import Generator, Scene, Split, generator, holds, make_scene
-from vlpkit.errors import DataError
+from vlpkit.errors import DataError, did_you_mean
 
 VERSION = 1  # of the generator: a change to what it writes is a new world
 MANIFEST = "manifest.json"
@@ -53,10 +53,10 @@ class World:
         limits = {"train": 1, "val": 1, "image_size": 16, "captions": 1, "samples_per_shard": 1, "seed": 0}
         for key, least in limits.items():
             if getattr(self, key) < least:
-                raise DataError(f"data.{key}: found {getattr(self, key)}; accepted is {least} or more.")
+                raise DataError(f"data.world.{key}: found {getattr(self, key)}; accepted is {least} or more.")
         if not 0 <= self.noise < 1:
             raise DataError(
-                f"data.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.noise=0.1."
+                f"data.world.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.world.noise=0.1."
             )
 
     @property
@@ -72,6 +72,12 @@ def ensure_world(cache: Path, **parameters: Any) -> Path:
     Raises:
         DataError: the parameters make no world, or the cache cannot be written.
     """
+    known = [field.name for field in fields(World)]
+    for key in parameters:
+        if key not in known:
+            raise DataError(
+                f"data.world.{key}: no such parameter; accepted are {', '.join(known)}. {did_you_mean(key, known)}".strip()
+            )
     world = World(**parameters)
     return write_world(Path(cache) / world.name, **asdict(world))
 
