@@ -53,7 +53,7 @@ def test_all_tasks_of_a_model_are_measured_and_written(blip: Run, capsys: pytest
     assert [one["key"] for one in predictions] == [f"val{i:07d}" for i in range(VAL)]
     out = capsys.readouterr().out
     assert out.startswith(f"blip after 7 steps, 56 pairs seen, on {VAL} samples of tiny (fp32, cpu)\n  retrieval  i2t_R@1 ")
-    assert f"count{'':>15}  {VAL:>6}" in out or " count " in out
+    assert out.splitlines()[-1].split() == ["count", str(VAL)]
 
 
 def test_other_shards_and_other_data_do_not_overwrite_the_runs_own(blip: Run) -> None:
