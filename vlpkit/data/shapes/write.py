@@ -56,7 +56,7 @@ class World:
                 raise DataError(f"data.world.{key}: found {getattr(self, key)}; accepted is {least} or more.")
         if not 0 <= self.noise < 1:
             raise DataError(
-                f"data.world.noise: found {self.noise}; accepted is a share from 0 to below 1, e.g. data.world.noise=0.1."
+                f"data.world.noise: found {self.noise}; accepted is a share in [0, 1), e.g. data.world.noise=0.1."
             )
 
     @property
@@ -76,7 +76,7 @@ def ensure_world(cache: Path, **parameters: Any) -> Path:
     for key in parameters:
         if key not in known:
             raise DataError(
-                f"data.world.{key}: no such parameter; accepted are {', '.join(known)}. {did_you_mean(key, known)}".strip()
+                f"data.world.{key}: unknown; accepted are {', '.join(known)}. {did_you_mean(key, known)}".strip()
             )
     world = World(**parameters)
     return write_world(Path(cache) / world.name, **asdict(world))
