@@ -35,7 +35,7 @@ class Merged(nn.Module):
 
     def forward(self, v: Stream, w: Stream, *, layers: range, cache: Cache | None = None) -> tuple[Stream, Stream]:
         """(P, M, D) and (P, N, D) streams to the same shapes."""
-        if self.types is not None:
+        if self.types is not None and layers.start == 0:  # once, also where other steps stand between the blocks
             v, w = replace(v, x=v.x + self.types[0]), replace(w, x=w.x + self.types[1])
         both = self.trunk(Stream.cat(v, w), layers=layers, cache=cache, close=layers.stop == self.depth)
         return both.side("v"), both.side("w")

@@ -52,7 +52,8 @@ class Queue(nn.Module):
         place = (self.cursor + torch.arange(count - kept, count, device=self.cursor.device)) % self.length
         for name, values in gathered.items():
             buffer = self.get_buffer(name)
-            buffer[place] = values[count - kept :].to(buffer.dtype)
+            # A point that is not finite would stand in the loss of every step until it is overwritten; 0 is like nothing at all.
+            buffer[place] = values[count - kept :].nan_to_num(0.0, 0.0, 0.0).to(buffer.dtype)
         self.cursor.copy_((self.cursor + count) % self.length)
         self.filled.copy_((self.filled + count).clamp(max=self.length))
 

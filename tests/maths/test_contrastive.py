@@ -63,6 +63,13 @@ def test_similarities_are_fp32_whatever_comes_in() -> None:
     assert sim.dtype == torch.float32
 
 
+def test_similarities_are_fp32_also_under_autocast() -> None:
+    query, keys, scale = points(4, 64), points(6, 64, seed=1), torch.tensor(100.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sim = similarity(query, keys, scale)
+    assert torch.equal(sim, similarity(query, keys, scale))
+
+
 def test_keys_that_hold_nothing_have_no_chance() -> None:
     valid = torch.tensor([True, False, True])
     sim = similarity(points(2), points(3, seed=1), torch.tensor(3.0), valid)
@@ -118,3 +125,4 @@ def test_soft_cross_entropy_by_hand() -> None:
 def test_hits_are_the_share_of_rows_whose_best_is_the_match() -> None:
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert float(hits(logits, torch.tensor([0, 1, 1, 1]))) == 0.75
+    assert float(hits(logits[:0], torch.tensor([], dtype=torch.int64))) == 0.0

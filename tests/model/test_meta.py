@@ -61,6 +61,11 @@ def test_an_objective_without_its_part_is_refused_with_the_parts_there_are() -> 
         dry("model=clip", "objective=[itc,itm]")
 
 
+def test_a_wrapped_encoder_never_shows_a_captioner_the_words_it_shall_predict() -> None:
+    with pytest.raises(AssemblyError, match=r"objectives\.lm reads an ordered text, but text=roberta lets every word read every other"):
+        dry("model=clip", "text=roberta", "decoder=cross", "objective=[itc,lm]")
+
+
 def test_a_frozen_part_is_not_missed() -> None:
     made, _ = dry("model=clip", "+model.freeze=[vision]")
     assert not any(p.requires_grad for p in made.model.part("vision").parameters())

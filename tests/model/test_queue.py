@@ -49,6 +49,12 @@ def test_a_queue_keeps_no_graph_and_no_alias_of_what_was_pushed() -> None:
     assert queue.keys()["z"][0].tolist() == [1.0, 1.0]
 
 
+def test_a_point_that_is_not_finite_does_not_stay_in_the_ring() -> None:
+    queue = ring(3)
+    queue.push({"z": torch.tensor([[float("nan"), 1.0], [float("inf"), -float("inf")]]), "id": torch.arange(2)})
+    assert queue.keys()["z"][:2].tolist() == [[0.0, 1.0], [0.0, 0.0]]
+
+
 def test_saving_and_loading_goes_on_where_it_stood() -> None:
     a, b = ring(5), ring(5)
     a.push(rows(0, 3))

@@ -217,6 +217,14 @@ def test_a_range_of_layers_continued_equals_the_whole_bit_for_bit(place: str, cu
     assert not torch.equal(first.x, whole)
 
 
+def test_a_joint_operation_in_two_steps_equals_one_bit_for_bit() -> None:
+    whole, words = tiny_model("model=albef", "fusion=merged", "size.half=2")
+    parts, _ = tiny_model("model=albef", "fusion=merged", "size.half=2", "model.fusion.steps=[{joint: 0},{joint: 1-}]")
+    a, b = (tiny_streams(made, tiny_batch(words)).fused() for made in (whole, parts))
+    assert torch.equal(a.w.x, b.w.x)
+    assert torch.equal(a.v.x, b.v.x)
+
+
 def test_a_range_that_stops_early_is_raw_and_the_last_is_closed() -> None:
     made, s = trunk(), stream()
     raw = made(s, layers=range(4), close=False)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from vlpkit.errors import WeightsError
+from vlpkit.errors import AssemblyError, WeightsError
 from vlpkit.types import Stream, TextInput
 
 
@@ -28,6 +28,7 @@ class TransformersText(nn.Module):
 
     def __init__(self, kind: str, *, dim: int, depth: int, heads: int, vocab: int, length: int, pretrained: str | None = None) -> None:
         super().__init__()
+        self.kind = kind
         if pretrained is None:
             config = AutoConfig.for_model(kind)
             # RoBERTa and its kin count positions from the padding id on, hence the two spare rows.
@@ -55,7 +56,16 @@ class TransformersText(nn.Module):
         self.word = self.net.get_input_embeddings()  # the word table (V, D), where ties with output heads look for it
 
     def forward(self, given: TextInput) -> Stream:
-        """(B, N) ids to a stream (B, N, D) of the part w."""
+        """(B, N) ids to a stream (B, N, D) of the part w.
+
+        Raises:
+            AssemblyError: the text has an order, and every word of such a model would have read what follows it.
+        """
+        if given.order is not None:
+            raise AssemblyError(
+                f"reads an ordered text, but text={self.kind} lets every word read every other. "
+                "Take one of our own trunks (text=bert, text=causal) where words are predicted from those before them"
+            )
         if given.ids.is_meta:
             # Some of these models look at values, and the meta device has none: the right shape, reached by every parameter.
             y = torch.stack([p.sum() for p in self.net.parameters()]).sum().expand(*given.ids.shape, self.dim)

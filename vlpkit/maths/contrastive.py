@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside: it would take the product of two fp32 matrices in bf16 again."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def similarity(query: Tensor, keys: Tensor, scale: Tensor, valid: Tensor | None = None) -> Tensor:
     """Scaled similarities (B, R) fp32 of unit vectors (B, E) and (R, E); keys that are not `valid` (R,) get -inf."""
-    logits = scale.float() * (query.float() @ keys.float().T)
+    with full_precision(query.device):
+        logits = scale.float() * (query.float() @ keys.float().T)
     return logits if valid is None else logits.masked_fill(~valid, float("-inf"))
 
 
@@ -55,5 +63,5 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def hits(logits: Tensor, positive: Tensor) -> Tensor:
-    """Share () of rows of (B, R) logits whose largest entry is `positive` (B,); without gradient."""
-    return (logits.detach().argmax(-1) == positive).float().mean()
+    """Share () of rows of (B, R) logits whose largest entry is `positive` (B,), 0 of none; without gradient."""
+    return (logits.detach().argmax(-1) == positive).float().sum() / max(len(positive), 1)
