@@ -30,8 +30,8 @@ def train(cfg: DictConfig) -> None:
     if job.only_check:
         sys.stdout.write(card)
         return
-    trainer = session.make_trainer(job, data, clock)      # gate 4: devices, batch, precision, loggers, callbacks
     module = session.make_module(job, words, clock, card)
+    trainer = session.make_trainer(job, data, module, clock)   # gate 4: devices, batch, precision, loggers, callbacks
     session.fit(job, trainer, module, data)
 
 

@@ -54,6 +54,9 @@ class Evaluator(Protocol):
     def __call__(self, module: Any, data: Any) -> Iterator[tuple[str, float]]: ...
 
 
+Keep = Callable[[Any, Mapping[str, float], pl.Trainer, int], None]
+
+
 class Boundary(pl.Callback):
     """Calls `after_step` once an optimiser step, also under accumulation."""
 
@@ -278,12 +281,14 @@ class Evaluations(Boundary):
         run_dir: `eval/<task>.json` is written here.
         every: optimiser steps; None: only at the end.
         pause: entered meanwhile, so that throughput does not count it.
+        keep: writes the record of a task, given evaluator, values, trainer and step; None: a bare one is written.
     """
 
     def __init__(
-        self, evaluators: Sequence[Evaluator], run_dir: Path, *, every: Steps | None = None, pause: Callable[[], AbstractContextManager[None]] = nullcontext
+        self, evaluators: Sequence[Evaluator], run_dir: Path, *, every: Steps | None = None,
+        pause: Callable[[], AbstractContextManager[None]] = nullcontext, keep: Keep | None = None,
     ) -> None:
-        self._evaluators, self._folder, self._every, self._pause = evaluators, Path(run_dir) / "eval", every, pause
+        self._evaluators, self._folder, self._every, self._pause, self._keep = evaluators, Path(run_dir) / "eval", every, pause, keep
 
     def after_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         """Evaluate when it is time."""
@@ -299,7 +304,9 @@ class Evaluations(Boundary):
             with undisturbed(pl_module), trainer.precision_plugin.val_step_context():
                 values = {metric: float(value) for metric, value in evaluator(pl_module, trainer.datamodule)}  # type: ignore[attr-defined]
             everything |= {f"val/{evaluator.name}/{metric}": value for metric, value in values.items()}
-            if dist.once():
+            if self._keep is not None:
+                self._keep(evaluator, values, trainer, step)
+            elif dist.once():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 report = {"task": evaluator.name, "step": step, "metrics": values}
                 write_text(self._folder / f"{evaluator.name}.json", json.dumps(report, indent=1) + "\n")

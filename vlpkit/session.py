@@ -1,8 +1,9 @@
-"""The heavy half of a run: data, tokenizer, rehearsal on the meta device, trainer, module, fit. One function a line of train.py."""
+"""The heavy half of a run: data, tokenizer, card, module, trainer, fit. One function a line of train.py."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from vlpkit import dist
 from vlpkit.assemble import Assembly, assemble, dry_step, give_teacher, image_size
 from vlpkit.build import build
-from vlpkit.callbacks import LoaderClock
+from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock, total
-from vlpkit.errors import AssemblyError
-from vlpkit.evals.base import Evaluator
+from vlpkit.evals.base import Evaluator, fitting
+from vlpkit.evals.record import stamp, write
 from vlpkit.lit import PretrainModule
 from vlpkit.loggers import build_loggers
 from vlpkit.program import Job
@@ -65,10 +66,7 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
         AssemblyError: what would have failed in the first step.
     """
     made, passes = dry_step(job.settings, words=words, clock=clock)
-    for evaluator in _evaluators(job):
-        lacking = evaluator.lacks(made)
-        if lacking is not None:
-            raise AssemblyError(f"evals.{evaluator.name}: {lacking}.\n  Leave it out (evals=[...]) or choose parts that can answer.")
+    fitting(_evaluators(job), made)
     data = job.settings["data"]
     facts = {
         "batch": f"{data['batch']} pairs a step",
@@ -86,7 +84,15 @@ def _evaluators(job: Job) -> list[Evaluator]:
     return [build(node, None, where=f"evals.{name}", name=name) for name, node in job.settings["evals"].items() if node is not None]
 
 
-def make_trainer(job: Job, data: DataModule, clock: Clock) -> pl.Trainer:
+def _keep(job: Job, data: DataModule) -> Keep:
+    def keep(evaluator: Evaluator, values: Mapping[str, float], trainer: pl.Trainer, step: int) -> None:
+        device = trainer.strategy.root_device
+        write(job.run.folder, evaluator.name, stamp(evaluator, values, data, step=step, device=device, precision=str(trainer.precision)), evaluator)
+
+    return keep
+
+
+def make_trainer(job: Job, data: DataModule, module: PretrainModule, clock: Clock) -> pl.Trainer:
     """Lightning's trainer with our checkpoints, loggers and evaluations; the global batch is divided here.
 
     Raises:
@@ -97,8 +103,8 @@ def make_trainer(job: Job, data: DataModule, clock: Clock) -> pl.Trainer:
     share = data.plan(world=settings.world(), micro=settings.micro_batch, total=steps)
     loader = LoaderClock()
     callbacks = build_callbacks(
-        settings, run_dir=where, batch=data.batch, max_steps=steps, loader=loader, evaluators=_evaluators(job) if data.val_shards else (),
-        extra=[lambda: {"data/bad_share": data.ledger.bad_share}],
+        settings, run_dir=where, batch=data.batch, max_steps=steps, loader=loader, evaluators=fitting(_evaluators(job), module.assembly) if data.val_shards else (),
+        extra=[lambda: {"data/bad_share": data.ledger.bad_share}], keep=_keep(job, data),
     )
     loggers = build_loggers(job.settings["logger"], run_dir=where, resumed=job.run.step, config=job.settings)
     return build_trainer(

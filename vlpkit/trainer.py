@@ -20,7 +20,16 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch.nn.parallel import DistributedDataParallel
 
 from vlpkit import dist
-from vlpkit.callbacks import Evaluations, Evaluator, LoaderClock, Metrics, ProgressLine, StopOnNonFinite, Throughput
+from vlpkit.callbacks import (
+    Evaluations,
+    Evaluator,
+    Keep,
+    LoaderClock,
+    Metrics,
+    ProgressLine,
+    StopOnNonFinite,
+    Throughput,
+)
 from vlpkit.checkpoint import Checkpoints, SafeCheckpointIO
 from vlpkit.errors import ConfigError
 from vlpkit.precision import resolve_precision
@@ -110,6 +119,7 @@ def build_callbacks(
     loader: LoaderClock,
     evaluators: Sequence[Evaluator] = (),
     extra: Sequence[Callable[[], Mapping[str, float]]] = (),
+    keep: Keep | None = None,
 ) -> list[pl.Callback]:
     """The callbacks of a run in the order that makes a checkpoint of step s hold everything that was logged at step s.
 
@@ -121,6 +131,7 @@ def build_callbacks(
         loader: also handed to `build_trainer`.
         evaluators: tasks.
         extra: further metrics, such as `data/bad_share`.
+        keep: writes the record of an evaluation.
     """
     speed = Throughput(batch=batch, loader=loader)
     metrics = Metrics(every=settings.log_every, extra=[speed.read, *extra], pause=speed.pause)
@@ -129,7 +140,7 @@ def build_callbacks(
         StopOnNonFinite(run_dir, patience=settings.nonfinite_patience),
         metrics,
         ProgressLine(metrics, total=max_steps),
-        Evaluations(evaluators, run_dir, every=settings.eval_every, pause=speed.pause),
+        Evaluations(evaluators, run_dir, every=settings.eval_every, pause=speed.pause, keep=keep),
         Checkpoints(run_dir / CHECKPOINTS, every=settings.checkpoint_every, keep=settings.keep, pause=speed.pause),
     ]
 

@@ -62,9 +62,10 @@ def fit(run: Path, cache: Path, *overrides: str, callbacks: Callable[[], list[pl
     words = session.open_words(job, data)
     clock = session.make_clock(job, data)
     card = session.make_card(job, words, clock)
-    trainer = session.make_trainer(job, data, clock)
+    module = session.make_module(job, words, clock, card)
+    trainer = session.make_trainer(job, data, module, clock)
     trainer.callbacks[:0] = [Keys(run / "keys.txt"), *callbacks()]  # type: ignore[attr-defined]
-    session.fit(job, trainer, session.make_module(job, words, clock, card), data)
+    session.fit(job, trainer, module, data)
 
 
 def _child(run: Path, cache: Path, overrides: tuple[str, ...], die: tuple[str, int] | None) -> None:
