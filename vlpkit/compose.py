@@ -17,7 +17,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
@@ -100,6 +102,7 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
     if multirun:  # every job makes its own folder under the one asked for
         overrides = [re.sub(r"^\+{0,2}run_dir=", "hydra.sweep.dir=", text) for text in overrides]
+    _trust_plugins(overrides)
     gate = _gate(asked, conf=conf, name=name)
     overrides = gate.spell_out(overrides)
     opened: dict[str, str] = {}
@@ -109,6 +112,19 @@ def refuse_early(argv: Sequence[str], *, conf: Path, name: str = "train", check:
         if check is not None and running:
             _ask(check, job.config, [text for text in job.overrides if text not in overrides], job.overrides)
     return [*flags, *(f"{opened.get(key, key)}{sign}{value}" for key, sign, value in (text.partition("=") for text in overrides))]
+
+
+def _trust_plugins(overrides: Sequence[str]) -> None:
+    """Let the user's own modules in before any key is looked up in them; a word that is no override is refused by the gate."""
+    for text in overrides:
+        if text.lstrip("+").startswith("plugins="):
+            try:
+                (parsed,) = OverridesParser.create().parse_overrides([text])
+            except HydraException:
+                return
+            value = parsed.value()
+            if isinstance(value, list):
+                trust(str(module) for module in value)
 
 
 def _ask(check: Callable[[DictConfig], object], cfg: DictConfig, swept: Sequence[str], overrides: Sequence[str]) -> None:
