@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlpkit.joint import Merged
 from vlpkit.layers.attention import Cache
@@ -56,16 +56,30 @@ class Fusion(nn.Module):
     def _built(self) -> list[str]:
         return [n for n, t in (("v", self.v), ("w", self.w), ("joint", self.joint)) if t is not None]
 
-    def forward(self, v: Stream, w: Stream, *, cache: Cache | None = None) -> Fused:
-        """(P, M, Dv) and (P, N, Dw) streams to the fused pair of the same shapes."""
-        last: dict[str, int] = {}
-        for step in self.plan():
+    def forward(self, v: Stream, w: Stream, *, of: Tensor | None = None, cache: Cache | None = None) -> Fused:
+        """Run the steps.
+
+        Args:
+            v: (R, M, Dv) stream.
+            w: (P, N, Dw) stream.
+            of: (P,) row of `v` for each row of `w`, where R images stand in P drawn pairs; P is R when left out.
+            cache: kept keys and values.
+
+        Returns:
+            The fused pair, (P, M, Dv) and (P, N, Dw).
+        """
+        steps, last, still = self.plan(), dict[str, int](), v
+        if of is not None:
+            still = v.rows(of)
+        if any(name != "w" for step in steps for name in step):  # what moves needs a row for each pair
+            v, of = still, None
+        for step in steps:
             if "joint" in step:
                 assert self.joint is not None
                 v, w = self.joint(v, w, layers=step["joint"], cache=cache)
             elif len(step) == 1:  # one side moves and the other stands still: all its blocks in one call
                 ((name, layers),) = step.items()
-                v, w = self._move(name, layers, v, w, cache)
+                v, w = self._move(name, layers, v, w, cache, of)
             else:
                 for i, j in zip(step["v"], step["w"]):
                     (v, _), (_, w) = self._move("v", range(i, i + 1), v, w, cache), self._move("w", range(j, j + 1), v, w, cache)
@@ -73,11 +87,11 @@ class Fusion(nn.Module):
         if self.close:
             v = self.v.close(v) if self.v is not None and last.get("v") == self.v.depth else v
             w = self.w.close(w) if self.w is not None and last.get("w") == self.w.depth else w
-        return Fused(v, w)
+        return Fused(v if of is None else still, w)
 
-    def _move(self, name: str, layers: range, v: Stream, w: Stream, cache: Cache | None) -> tuple[Stream, Stream]:
+    def _move(self, name: str, layers: range, v: Stream, w: Stream, cache: Cache | None, of: Tensor | None = None) -> tuple[Stream, Stream]:
         if name == "v":
             assert self.v is not None
             return self.v(v, memory=w, layers=layers, cache=cache, close=False), w
         assert self.w is not None
-        return v, self.w(w, memory=v, layers=layers, cache=cache, close=False)
+        return v, self.w(w, memory=v, of=of, layers=layers, cache=cache, close=False)

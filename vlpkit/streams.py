@@ -185,12 +185,16 @@ class Streams:
         fusion: Fusion = self.model.part(by)
         given, words = self.image(image), self.text(text)
 
+        rows = pairing if not isinstance(pairing, str) else None if pairing == "aligned" else self.pairing(pairing)
+        # Images are re-paired behind their keys and values, so one that stands in many pairs costs no more than one that stands in one.
+        late = rows is not None and len(given) <= len(rows.image) and all(term.part == "vision" for term in parse_reads(fusion.reads["v"]))
+
         def run() -> Fused:
-            return fusion(self.read(fusion.reads["v"], image, text, pairing), self.read(fusion.reads["w"], image, text, pairing))
+            v = self.read(fusion.reads["v"], image, text, "aligned" if late else pairing)
+            return fusion(v, self.read(fusion.reads["w"], image, text, pairing), of=rows.image if late and rows is not None else None)
 
         if not isinstance(pairing, str):
             return self._run(run, by)
-        rows = None if pairing == "aligned" else self.pairing(pairing)
         return self._once((by, given.key(), words.key(), tuple(id(t) for t in rows or ())), (given, words, rows), run, by)
 
     @overload

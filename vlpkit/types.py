@@ -191,7 +191,7 @@ class Stream:
     def rows(self, index: Tensor) -> Stream:
         """(P,) rows, re-paired in that order."""
         mask = full_mask(len(index), len(self), self.mask.device) if is_full(self.mask) else self.mask[index]
-        return Stream(self.x[index], mask, self.parts, None if self.order is None else self.order[index])
+        return Stream(self.x.index_select(0, index), mask, self.parts, None if self.order is None else self.order[index])
 
     @staticmethod
     def cat(*streams: Stream) -> Stream:

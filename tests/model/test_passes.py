@@ -79,6 +79,34 @@ def test_equal_tensors_under_another_name_share_their_pass() -> None:
     assert s.counts["fusion"] == 1
 
 
+@pytest.mark.parametrize("fusion", ["cross", "co", "merged"])
+def test_images_paired_behind_their_keys_equal_images_paired_before(fusion: str) -> None:
+    made, words = tiny_model("model=albef", f"fusion={fusion}")
+    part = made.model.part("fusion")
+    s = tiny_streams(made, tiny_batch(words))
+    pairs = Pairing(torch.tensor([0, 3, 3, 1, 2, 0]), torch.tensor([0, 1, 2, 3, 0, 0]), torch.zeros(6, dtype=torch.int64))
+    late, early = s.fused(pairing=pairs), part(s.v().rows(pairs.image), s.w().rows(pairs.text))
+    grads = []
+    for found in (late, early):
+        made.model.zero_grad()
+        (found.w.x * torch.arange(6).view(6, 1, 1)).square().sum().backward(retain_graph=True)
+        grads.append({name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None})
+    assert torch.allclose(late.w.x, early.w.x, atol=1e-6)
+    assert torch.allclose(late.v.x, early.v.x, atol=1e-6)
+    assert equal_but_for_rounding(*grads)
+
+
+def test_an_image_in_many_pairs_has_its_keys_made_once() -> None:
+    made, words = tiny_model("model=albef")
+    rows: list[int] = []
+    made.model.part("fusion").w.blocks[0].cross.body.kv.register_forward_hook(lambda kv, given, out: rows.append(len(given[0])))
+    s = tiny_streams(made, tiny_batch(words))
+    s.fused(pairing="hard.pairing")
+    two = torch.tensor([1, 2])
+    s.fused(pairing=Pairing(two, two, two))   # fewer pairs than images: only what is asked for
+    assert rows == [4, 2]
+
+
 def step_of(made: Assembly, batch: Batch, names: tuple[str, ...], *, before: str = "") -> tuple[dict[str, Tensor], dict[str, Tensor], Streams]:
     made.model.zero_grad()
     s = tiny_streams(made, batch)

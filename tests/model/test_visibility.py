@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.builders import CONF, tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
-from vlpkit.layers.attention import Attention, Cache, causal_order, look_across, look_within
+from vlpkit.layers.attention import Attention, Cache, Memory, causal_order, look_across, look_within
 from vlpkit.layers.trunk import Trunk, layer_range
 from vlpkit.types import Batch, Stream, TextInput, full_mask
 
@@ -97,6 +97,18 @@ def test_a_masked_image_token_never_reaches_the_text() -> None:
     changed = replace(v, x=torch.where(mask[..., None], v.x, torch.tensor(9.0)))
     assert torch.allclose(made(w, memory=v).x, made(w, memory=changed).x, atol=EXACT)
     assert not torch.allclose(made(w, memory=v).x[0], made(w, memory=replace(v, mask=torch.ones_like(mask))).x[0], atol=1e-3)
+
+
+def test_a_row_of_the_memory_is_masked_as_that_row() -> None:
+    made, of = trunk(["self", "cross", "ffn"]), torch.tensor([1, 0, 1])
+    v, w = stream(seed=1, mask=torch.tensor([[True] * 6, [True] * 3 + [False] * 3])), stream(rows=3)
+    assert torch.allclose(made(w, memory=v, of=of).x, made(w, memory=v.rows(of)).x, atol=EXACT)
+    cache, parts = Cache(), []
+    ordered = replace(w, order=causal_order(3, 6, "cpu"))
+    for start in (0, 3):
+        piece = Stream(w.x[:, start : start + 3], w.mask[:, start : start + 3], (("w", 3),), ordered.order[:, start : start + 3])
+        parts.append(made(piece, memory=v, of=of, cache=cache).x)
+    assert torch.allclose(torch.cat(parts, 1), made(ordered, memory=v.rows(of)).x, atol=1e-5)
 
 
 # -- order -------------------------------------------------------------------------------------------------------------
@@ -185,7 +197,7 @@ def test_a_memory_of_padding_alone_and_an_empty_memory_give_exactly_zero() -> No
     blind = stream(seed=1, mask=torch.zeros(2, 6, dtype=torch.bool))
     empty = Stream.empty(2, 16, "v", w.x)
     for memory in (blind, empty):
-        assert torch.equal(attention(w.x, look_across(memory), memory=memory.x), torch.zeros_like(w.x))
+        assert torch.equal(attention(w.x, look_across(memory), memory=Memory(memory.x)), torch.zeros_like(w.x))
 
 
 @pytest.mark.parametrize("place", ["pre", "post"])

@@ -34,6 +34,19 @@ def is_causal(order: Tensor) -> bool:
     return _CAUSAL.get((order.shape[0], order.shape[1], str(order.device))) is order
 
 
+class Memory(NamedTuple):
+    """What cross-attention reads.
+
+    Args:
+        x: (R, M, D) states.
+        of: (B,) row that each query row reads; row i reads row i when left out. Keys and values are made once a row of `x`,
+            so images that stand in several drawn pairs cost no more.
+    """
+
+    x: Tensor
+    of: Tensor | None = None
+
+
 class Sight(NamedTuple):
     """Which keys each query may read, in the form the kernel wants.
 
@@ -62,9 +75,11 @@ def look_within(s: Stream) -> Sight:
     return _sight(s.mask[:, None, :] & (s.order[:, None, :] <= s.order[:, :, None]))
 
 
-def look_across(memory: Stream) -> Sight:
-    """Cross-attention: every query reads the real tokens of the memory."""
-    return Sight() if is_full(memory.mask) else _sight(memory.mask[:, None, :])
+def look_across(memory: Stream, of: Tensor | None = None) -> Sight:
+    """Cross-attention: every query reads the real tokens of the memory, of its row `of` (B,) where that is given."""
+    if is_full(memory.mask):
+        return Sight()
+    return _sight((memory.mask if of is None else memory.mask[of])[:, None, :])
 
 
 class Cache:
@@ -96,12 +111,12 @@ class Cache:
         self.keep(key, mask, keys_order)
         return _sight(mask[:, None, :] & (keys_order[:, None, :] <= order[:, :, None]))
 
-    def across(self, key: Hashable, memory: Stream) -> Sight:
+    def across(self, key: Hashable, memory: Stream, of: Tensor | None = None) -> Sight:
         """Cross-attention over a memory that is read once and kept."""
         before = self.get(key)
         if before is None:
-            self.keep(key, memory.mask)
-            return look_across(memory)
+            self.keep(key, memory.mask if of is None else memory.mask[of])
+            return look_across(memory, of)
         return _sight(before[0][:, None, :])
 
 
@@ -133,7 +148,11 @@ class Attention(nn.Module):
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.view(*x.shape[:2], parts, self.heads, self.dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x: Tensor, sight: Sight, *, memory: Tensor | None = None, cache: Cache | None = None, key: Hashable = None) -> Tensor:
+    def _read(self, memory: Memory) -> tuple[Tensor, ...]:
+        kv = self.kv(memory.x)
+        return self._split(kv if memory.of is None else kv.index_select(0, memory.of), 2)
+
+    def forward(self, x: Tensor, sight: Sight, *, memory: Memory | None = None, cache: Cache | None = None, key: Hashable = None) -> Tensor:
         """(B, Lq, D) states to (B, Lq, D); a query without visible key gives exactly 0."""
         if memory is None:
             q, k, v = self._split(self.qkv(x), 3)
@@ -143,7 +162,7 @@ class Attention(nn.Module):
         if memory is None and kept is not None:
             k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
         if memory is not None:
-            k, v = (kept[0], kept[1]) if kept is not None else self._split(self.kv(memory), 2)
+            k, v = (kept[0], kept[1]) if kept is not None else self._read(memory)
         if cache is not None:
             cache.keep(key, k, v)
         if k.shape[2] == 0:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpkit.layers.attention import Attention, Cache, Sight
+from vlpkit.layers.attention import Attention, Cache, Memory, Sight
 
 NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -61,7 +61,7 @@ class Sublayer(nn.Module):
             y = y * keep / (1 - self.drop_path)
         return y
 
-    def forward(self, x: Tensor, kind: str, sights: Sights, memory: Tensor | None, cache: Cache | None, key: Hashable) -> Tensor:
+    def forward(self, x: Tensor, kind: str, sights: Sights, memory: Memory | None, cache: Cache | None, key: Hashable) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         h = self.norm(x) if self.place == "pre" else x
         if kind == "self":
@@ -113,7 +113,7 @@ class Block(nn.Module):
             self.add_module(name, Sublayer(body, dim, place=place, eps=eps, dropout=dropout, drop_path=drop_path))
             self.kinds.append((name, kind))
 
-    def forward(self, x: Tensor, sights: Sights, memory: Tensor | None = None, cache: Cache | None = None, where: Hashable = None) -> Tensor:
+    def forward(self, x: Tensor, sights: Sights, memory: Memory | None = None, cache: Cache | None = None, where: Hashable = None) -> Tensor:
         """(B, L, D) to (B, L, D); `where` tells the places of one block in a cache apart."""
         for name, kind in self.kinds:
             if kind != "cross" or memory is not None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlpkit.layers.attention import Attention, Cache, Sight, look_across, look_within
+from vlpkit.layers.attention import Attention, Cache, Memory, Sight, look_across, look_within
 from vlpkit.layers.block import Activation, Block, FeedForward, NormPlace, Sights
 from vlpkit.types import Stream
 
@@ -86,12 +86,16 @@ class Trunk(nn.Module):
                     if linear.bias is not None:
                         nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
-    def forward(self, s: Stream, *, memory: Stream | None = None, layers: range | None = None, cache: Cache | None = None, close: bool = True) -> Stream:
+    def forward(
+        self, s: Stream, *, memory: Stream | None = None, of: Tensor | None = None, layers: range | None = None, cache: Cache | None = None,
+        close: bool = True,
+    ) -> Stream:
         """Run blocks over a stream.
 
         Args:
             s: (B, L, D) stream; with a cache, new positions only.
             memory: stream that `cross` reads; None skips those sublayers.
+            of: (B,) row of the memory that each row of `s` reads; row i reads row i when left out.
             layers: blocks to run; all when left out.
             cache: kept keys and values; then the order of `s` must exceed every kept one.
             close: apply the closing norm when the last block was run.
@@ -104,8 +108,8 @@ class Trunk(nn.Module):
         within = look_within(s) if cache is None else cache.within((*place, "self"), s)
         across, states = Sight(), None
         if memory is not None and self.reads_memory:
-            states = memory.x
-            across = look_across(memory) if cache is None else cache.across((*place, "cross"), memory)
+            states = Memory(memory.x, of)
+            across = look_across(memory, of) if cache is None else cache.across((*place, "cross"), memory, of)
         x, sights = s.x, Sights(within, across)
         for i in layers:
             if self.recompute and self.training and cache is None and x.requires_grad:
