@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ CAPTIONS = [
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The resolved, checked configuration of a command line, as plain containers."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base=None):
         cfg = hydra_compose(config_name="train", overrides=list(overrides))
