@@ -16,7 +16,7 @@ from vlpkit.optim import Optim
 from vlpkit.streams import Streams, seed_of
 from vlpkit.types import Batch
 
-STEPS, MICRO, MOMENTUM = 3, 2, 0.5
+STEPS, MICRO, MOMENTUM = 3, 2, 0.7
 
 
 class Losses(PretrainModule):

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.builders import CONF, tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
 from vlpkit.layers.attention import Attention, Cache, Memory, causal_order, look_across, look_within
+from vlpkit.layers.block import FeedForward, Sublayer
 from vlpkit.layers.trunk import Trunk, layer_range
 from vlpkit.types import Batch, Stream, TextInput, full_mask
 
@@ -293,6 +294,35 @@ def test_evaluation_is_deterministic(recipe: str) -> None:
     if made.teacher is not None:
         made.teacher.eval()
     assert torch.equal(everything_of(made, batch), everything_of(made, batch))
+
+
+def test_a_skipped_branch_leaves_its_row_and_the_others_make_up_for_it() -> None:
+    torch.manual_seed(0)
+    body = FeedForward(16, hidden=32)
+    layer = Sublayer(body, 16, place="pre", eps=1e-6, dropout=0.0, drop_path=0.25)
+    x = torch.randn(400, 2, 16)
+    branch, y = body(layer.norm(x)), layer(x, "ffn", None, None, None, None)   # type: ignore[arg-type]
+    kept = torch.isclose(y, x + branch / 0.75, atol=1e-5).flatten(1).all(1)
+    assert torch.equal(y[~kept], x[~kept])
+    assert 0.68 < float(kept.float().mean()) < 0.82   # three standard deviations
+    layer.eval()
+    assert torch.allclose(layer(x, "ffn", None, None, None, None), x + branch)   # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recomputed_activations_give_the_same_gradients(recipe: str) -> None:
+    made, words = tiny_model(f"model={recipe}")
+    batch, found = tiny_batch(words), []
+    for recompute in (False, True):
+        for module in made.model.modules():
+            if isinstance(module, Trunk):
+                module.recompute = recompute
+        made.model.zero_grad()
+        s = tiny_streams(made, batch)
+        torch.stack([objective(s).value for objective in made.objectives.values()]).sum().backward()
+        found.append({name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
 
 
 @pytest.mark.parametrize("override", ["size.dropout=0.5", "+model.vision.trunk.drop_path=0.5"])

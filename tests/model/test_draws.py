@@ -1,0 +1,50 @@
+"""Draws over words: what is masked, and what stands at the opening."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.builders import tiny_batch, tiny_model, tiny_streams
+from vlpkit.errors import AssemblyError
+from vlpkit.types import IGNORE
+
+
+def test_special_tokens_and_padding_are_never_masked() -> None:
+    made, words = tiny_model("model=albef", "draws.mask.rate=1.0", "model.text.words.template='[cls] {caption} [sep]'")
+    s = tiny_streams(made, tiny_batch(words))
+    clean, labels = s.text(), s.labels("mask.labels")
+    special = torch.isin(clean.ids, torch.tensor(words.special_ids))
+    assert torch.equal(labels != IGNORE, clean.mask & ~special)
+    assert torch.equal(s.text("mask.text").ids[special], clean.ids[special])
+
+
+def test_a_masked_text_shares_what_it_leaves_alone() -> None:
+    made, words = tiny_model("model=albef")
+    s = tiny_streams(made, tiny_batch(words))
+    assert s.text("mask.text").mask is s.text().mask
+
+
+@pytest.mark.parametrize(("name", "start", "ordered"), [("match", "enc", False), ("caption", "dec", True)])
+def test_an_opening_replaces_the_first_token_alone(name: str, start: str, ordered: bool) -> None:
+    made, words = tiny_model("model=blip")
+    s = tiny_streams(made, tiny_batch(words))
+    clean, opened = s.text(), s.text(f"{name}.text")
+    assert (opened.ids[:, 0] == words.special[start]).all()
+    assert torch.equal(opened.ids[:, 1:], clean.ids[:, 1:])
+    assert (opened.order is not None) is ordered
+
+
+def test_every_real_word_after_the_opening_is_asked_for_and_the_closing_one_too() -> None:
+    made, words = tiny_model("model=blip")
+    s = tiny_streams(made, tiny_batch(words))
+    clean, labels = s.text(), s.labels("caption.labels")
+    assert (labels[:, 0] == IGNORE).all()
+    assert torch.equal(labels[:, 1:] != IGNORE, clean.mask[:, 1:])
+    assert torch.equal(labels[:, 1:][clean.mask[:, 1:]], clean.ids[:, 1:][clean.mask[:, 1:]])
+    assert (labels == words.special["sep"]).sum(1).tolist() == [1] * len(clean)
+
+
+def test_a_tokenizer_without_the_opening_is_refused_with_the_key_that_adds_it() -> None:
+    with pytest.raises(AssemblyError, match=r"draws\.caption: the tokenizer has no special token 'dec'[\s\S]*model\.text\.words\.add=\[dec\]"):
+        tiny_model("model=blip", "model.text.words.add=[enc]")
