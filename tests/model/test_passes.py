@@ -191,6 +191,18 @@ def test_gradients_reach_every_parameter(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_bf16_gives_fp32_losses_close_to_those_of_fp32(recipe: str) -> None:
+    made, words = tiny_model(f"model={recipe}")
+    batch = tiny_batch(words)
+    expected, _, _ = step_of(made, batch, tuple(made.objectives))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, grads, _ = step_of(made, batch, tuple(made.objectives))
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    assert all(float(losses[name]) == pytest.approx(float(expected[name]), rel=0.02) for name in expected)   # 2^-8 of a logit, some layers deep
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_objectives_own_no_parameters(recipe: str) -> None:
     made, _ = tiny_model(f"model={recipe}")
     assert [name for name, objective in made.objectives.items() if next(objective.parameters(), None) is not None] == []
