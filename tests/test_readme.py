@@ -65,6 +65,16 @@ def test_a_command_of_the_readme_builds_its_model(line: str, cache: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "words",
+    [["model=albef", "objective=[itc_momentum,itm_hard]"], ["model=blip", "objective=[itc_momentum,itm_hard]", "decoder=null", "evals=[retrieval]"]],
+)
+def test_ties_and_teacher_parts_of_what_was_taken_away_go_with_it(words: list[str], cache: Path, tmp_path: Path) -> None:
+    code, said = run([*words, *SMALL, f"paths.cache={cache}", "debug=check"], tmp_path / "log")
+    assert code == 0, said
+    assert "left out, because their option was not chosen" in said
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["model=clip", "objective=[itc,itm]"], "objectives.itm asks for the part 'fusion', but 'clip' builds vision, text, align."),

@@ -55,8 +55,27 @@ def settle(cfg: DictConfig, *, offered: Collection[str] = OFFERED, conf: Path | 
     with open_dict(cfg):
         dropped = _drop_idle(cfg)
     plain = _resolve(cfg)
+    dropped += _forget(plain, dropped)
     check_signatures(plain, offered=offered, conf=conf)
     return plain, dropped
+
+
+def _forget(plain: dict[str, Any], dropped: Sequence[str]) -> list[str]:
+    """Take out the ties and teacher parts that speak of heads or parts which went with their option; returns their places."""
+    gone = {f"heads.{place[11:]}" for place in dropped if place.startswith("objectives.")} | {place[6:] for place in dropped if place.startswith("model.")}
+
+    def speaks_of_gone(address: str) -> bool:
+        return any(address == name or address.startswith(f"{name}.") for name in gone)
+
+    forgotten: list[str] = []
+    model, teacher = plain.get("model") or {}, plain.get("teacher") or {}
+    for holder, key, words in ((model, "ties", "model.ties"), (teacher, "parts", "teacher.parts")):
+        lines = holder.get(key)
+        if isinstance(lines, list):
+            idle = [line for line in lines if isinstance(line, str) and any(speaks_of_gone(side.strip()) for side in line.split("->"))]
+            holder[key] = [line for line in lines if line not in idle]
+            forgotten += [f"{words}: {line}" for line in idle]
+    return forgotten
 
 
 def idle_blocks(cfg: DictConfig) -> list[str]:
