@@ -19,6 +19,11 @@ class Field(NamedTuple):
     kind: Literal["point", "id"] = "point"
 
 
+def _points(*shape: int) -> Tensor:
+    """Random unit vectors; on the meta device, where asking for numbers would load half of torch's compiler, just the shape."""
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else F.normalize(torch.randn(shape), dim=-1)
+
+
 class Queue(nn.Module):
     """The last K rows that were pushed, oldest overwritten first.
 
@@ -38,7 +43,7 @@ class Queue(nn.Module):
         super().__init__()
         self.length, self.fields, self.start = length, dict(fields), start
         for name, field in self.fields.items():
-            rows = torch.full((length, *field.shape), -1) if field.kind == "id" else F.normalize(torch.randn(length, *field.shape), dim=-1)
+            rows = torch.full((length, *field.shape), -1) if field.kind == "id" else _points(length, *field.shape)
             self.register_buffer(name, rows)
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.full((), length if start == "random" else 0, dtype=torch.int64))
