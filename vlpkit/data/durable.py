@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlpkit.sidecar import sync_folder
+
 
 class ShardFile:
     """One WebDataset tar, begun by its first sample; equal samples give equal bytes."""
@@ -42,7 +44,7 @@ class ShardFile:
                 digest.update(block)
             os.fsync(file.fileno())
         os.replace(self._tmp, self.path)
-        _sync(self.path.parent)
+        sync_folder(self.path.parent)
         return {"name": self.path.name, "samples": self.samples, "bytes": self.path.stat().st_size, "sha256": digest.hexdigest()}
 
 
@@ -56,19 +58,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step."""
+    """Replaces a JSON file in one step; the temporary name is always the same, so a kill leaves nothing that the next run does not clear."""
     tmp = path.with_name(f"{path.name}.tmp")
     with tmp.open("w", encoding="utf-8") as file:
         json.dump(dict(content), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(tmp, path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)
