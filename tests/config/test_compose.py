@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from vlpkit.check import settle
-from vlpkit.compose import complete_arguments, refuse_early
+from vlpkit.compose import complete_arguments, look_ahead
 from vlpkit.errors import ConfigError
 
 KEYS = "name, model, size, draws, objectives, teacher, plan, data, optim, trainer, logger, evals, paths, debug, total, seed, run_dir, resume, weights, plugins"
@@ -17,14 +17,14 @@ KEYS = "name, model, size, draws, objectives, teacher, plan, data, optim, traine
 
 def refusal(conf: Path, *argv: str) -> str:
     with pytest.raises(ConfigError) as error:
-        refuse_early(argv, conf=conf, check=lambda cfg: settle(cfg, conf=conf))
+        look_ahead(argv, conf=conf, check=lambda cfg: settle(cfg, conf=conf))
     return str(error.value)
 
 
 def accepted(conf: Path, *argv: str) -> list[DictConfig]:
     """The configs of the jobs that a command line makes."""
     jobs: list[DictConfig] = []
-    refuse_early(argv, conf=conf, check=jobs.append)
+    look_ahead(argv, conf=conf, check=jobs.append)
     return jobs
 
 
@@ -99,20 +99,20 @@ def test_a_recipe_block_on_another_option_names_the_option_that_fits(conf: Path)
 
 def test_every_parameter_of_a_part_can_be_set_whether_its_yaml_mentions_it_or_not(conf: Path) -> None:
     argv = ["model.vision.trunk.ratio=2", "model.ties=['a -> b']", "objectives.itc.weight=0.5", "optim.lr=0.1"]
-    assert refuse_early(argv, conf=conf) == ["++model.vision.trunk.ratio=2", "++model.ties=['a -> b']", "++objectives.itc.weight=0.5", "optim.lr=0.1"]
+    assert look_ahead(argv, conf=conf).arguments == ["++model.vision.trunk.ratio=2", "++model.ties=['a -> b']", "++objectives.itc.weight=0.5", "optim.lr=0.1"]
     cfg = accepted(conf, *argv)[0]
     assert (cfg.model.vision.trunk.ratio, cfg.objectives.itc.weight, cfg.optim.lr, cfg.model.ties) == (2, 0.5, 0.1, ["a -> b"])
 
 
 @pytest.mark.parametrize(("argv", "spelled"), [("fusion=null", "~fusion"), ("objective=null", "objective=[]"), ("teacher=null", "~teacher")])
 def test_null_takes_a_group_away(conf: Path, argv: str, spelled: str) -> None:
-    assert refuse_early(["model=fused", argv], conf=conf) == ["model=fused", spelled]
+    assert look_ahead(["model=fused", argv], conf=conf).arguments == ["model=fused", spelled]
     cfg = accepted(conf, "model=fused", argv)[0]
     assert {"fusion": "fusion" not in cfg.model, "objective": "_target_" not in cfg.objectives.itc, "teacher": cfg.teacher is None}[argv.partition("=")[0]]
 
 
 def test_flags_may_stand_anywhere(conf: Path) -> None:
-    assert refuse_early(["seed=1", "--cfg", "job", "model=fused", "--resolve"], conf=conf) == ["--cfg", "job", "--resolve", "seed=1", "model=fused"]
+    assert look_ahead(["seed=1", "--cfg", "job", "model=fused", "--resolve"], conf=conf).arguments == ["--cfg", "job", "--resolve", "seed=1", "model=fused"]
 
 
 def test_every_combination_of_a_sweep_is_composed(conf: Path) -> None:
@@ -155,13 +155,13 @@ def test_a_sweep_that_a_file_asks_for_is_composed_too(conf: Path, tmp_path: Path
 
 def test_a_command_that_is_started_again_in_its_completed_form_is_the_same(conf: Path) -> None:
     """Processes of one node are started by repeating the command with settings of Hydra's own behind it."""
-    again = refuse_early(["data=web", "data.root=x", "model.vision.trunk.ratio=2", "fusion=null"], conf=conf)
+    again = look_ahead(["data=web", "data.root=x", "model.vision.trunk.ratio=2", "fusion=null"], conf=conf).arguments
     own = ['hydra.run.dir="."', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
-    assert refuse_early([*again, *own], conf=conf) == [*again, *own]
+    assert look_ahead([*again, *own], conf=conf).arguments == [*again, *own]
 
 
 def test_the_jobs_of_a_sweep_share_the_folder_that_was_asked_for(conf: Path) -> None:
-    assert refuse_early(["-m", "run_dir=runs/a", "seed=1,2"], conf=conf) == ["-m", "hydra.sweep.dir=runs/a", "seed=1,2"]
+    assert look_ahead(["-m", "run_dir=runs/a", "seed=1,2"], conf=conf).arguments == ["-m", "hydra.sweep.dir=runs/a", "seed=1,2"]
 
 
 def test_data_of_web_scale_asks_for_base_unless_a_size_is_given(conf: Path) -> None:

@@ -80,7 +80,7 @@ from vlpkit.errors import ConfigError
 conf = Path(sys.argv.pop())
 for argv in (["model=blipp"], ["optim.lrr=1"], ["-m", "model=clip,blip", "objectives.itc.queu=1"]):
     try:
-        compose.refuse_early(argv, conf=conf, check=lambda cfg: check.settle(cfg, conf=conf))
+        compose.look_ahead(argv, conf=conf, check=lambda cfg: check.settle(cfg, conf=conf))
     except ConfigError:
         continue
     raise SystemExit("not refused")

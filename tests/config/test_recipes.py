@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlpkit.check import settle
-from vlpkit.compose import refuse_early
+from vlpkit.compose import look_ahead
 from vlpkit.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -26,7 +26,7 @@ def options(group: str) -> list[str]:
 
 def settled(*argv: str) -> tuple[dict[str, Any], list[str]]:
     kept: list[tuple[dict[str, Any], list[str]]] = []
-    refuse_early(argv, conf=CONF, check=lambda cfg: kept.append(settle(cfg, conf=CONF)))
+    look_ahead(argv, conf=CONF, check=lambda cfg: kept.append(settle(cfg, conf=CONF)))
     return kept[0]
 
 

@@ -179,10 +179,10 @@ def _changeable(changes: Mapping[str, Any]) -> None:
 
 def _composed(name: str, words: Sequence[str], conf: Path) -> dict[str, Any]:
     """The block of conf/data/NAME.yaml with changes, resolved; training shards need not be named."""
-    from vlpkit.compose import refuse_early  # brings Hydra, which only this case needs
+    from vlpkit.compose import look_ahead  # brings Hydra, which only this case needs
 
     seen: list[DictConfig] = []
-    refuse_early([f"data={name}", *words], conf=conf, check=seen.append)
+    look_ahead([f"data={name}", *words], conf=conf, check=seen.append)
     found: Any = OmegaConf.to_container(seen[0].data, resolve=True, throw_on_missing=False)
     block = {str(key): "" if value == "???" else value for key, value in found.items()}
     if not block.get("val_shards"):
