@@ -21,6 +21,13 @@ from vlpkit.types import Batch, Loss
 log = logging.getLogger(__name__)
 
 
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from. `torch.manual_seed` would keep a stack trace a step for each kind of device that never starts."""
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class PretrainModule(pl.LightningModule):
     """Runs an assembly: one Streams a source and micro-batch, the turn's objectives, the two hooks for side effects.
 
@@ -72,7 +79,7 @@ class PretrainModule(pl.LightningModule):
             self.last_keys = []
         self.last_keys += [key for b in batch.values() for key in b.keys]
         # Dropout is a pure function of where we are in the run, so nothing about it needs to be saved.
-        torch.manual_seed(seed_of(self.seed, self.global_step, self.micro, dist.rank(), "dropout"))
+        _seed(seed_of(self.seed, self.global_step, self.micro, dist.rank(), "dropout"), self.device)
         self.streams = self.open_streams(batch)
         losses = {name: objective(s) for name, objective, s in self.assembly.ask(self.streams, self.global_step)}
         total = torch.stack([self.objectives[name].weight * loss.value for name, loss in losses.items()]).sum()  # type: ignore[operator]
