@@ -91,6 +91,9 @@ class _Builder:
         """D of what `reads` names; every term must agree."""
         widths = {}
         for part, tap, _run in parse_reads(reads):
+            if tap.isdigit() and isinstance(encoder := self.parts.get(part), Encoder):
+                encoder.cut(tap)
+                self.dims[f"{part}.{tap}"] = encoder.width(tap)
             if f"{part}.{tap}" not in self.dims:
                 raise self.part_missing(f"{part}.{tap}")
             widths[f"{part}.{tap}"] = self.dims[f"{part}.{tap}"]
@@ -111,7 +114,7 @@ class _Builder:
                 node = {**node, "embed": embed, "words": self.words} if "words" in node else {**node, "embed": embed}
                 made: nn.Module = self.make(node, place, dim=embed.dim, **lent)
                 assert isinstance(made, Encoder)
-                self.dims.update({f"{key}.{tap}": made.dim for tap in made.taps})
+                self.dims.update({f"{key}.{tap}": made.width(tap) for tap in made.taps})
             elif "steps" in node:
                 v, w = (self.reading(place, node, side) for side in ("v", "w"))
                 sides = {"v": self.make(node.get("v"), f"{place}.v", dim=v, memory_dim=w), "w": self.make(node.get("w"), f"{place}.w", dim=w, memory_dim=v)}

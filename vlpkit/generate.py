@@ -51,7 +51,7 @@ def greedy(
         Ids (R, N) with N <= 1 + length, and the logits.
     """
     memory = model.memory(images, by=by)
-    ids = torch.full((len(images), 1), start, device=images.pixels.device)
+    ids = torch.full((len(images), 1), start, device=images.device)
     done = torch.zeros(len(images), dtype=torch.bool, device=ids.device)
     cache = Cache() if cached else None
     rows: list[Tensor] = []

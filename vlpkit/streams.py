@@ -7,12 +7,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Generator, Tensor
 
 from vlpkit.align import Align
+from vlpkit.encoders.encoder import Encoder
 from vlpkit.errors import AssemblyError, did_you_mean
 from vlpkit.fusion import Fusion
 from vlpkit.model import Read, VLModel, parse_reads
@@ -146,14 +148,22 @@ class Streams:
         return made
 
     def _encoded(self, part: str, given: ImageInput | TextInput, tap: str) -> Stream:
-        encoder = self.model.part(part)
-        if tap not in encoder.taps:
-            raise AssemblyError(f"{part}.{tap} is no tap of {part} (it has: {', '.join(encoder.taps)})")
+        encoder: Encoder = self.model.part(part)
+        if not encoder.has(tap):
+            numbers = "" if encoder.trunk is None else f", 0..{encoder.trunk.depth}"
+            raise AssemblyError(f"{part}.{tap} is no tap of {part} (it has: {', '.join(encoder.taps)}{numbers})")
         key = given.key()
-        embedded = self._once((part, "embed", key), given, lambda: encoder.embed(given), f"{part}.embed")
-        if tap == "embed" or (encoder.trunk is None and encoder.neck is None):
-            return embedded
-        return self._once((part, "encode", key), given, lambda: encoder.encode(embedded), part)
+        s: Stream = self._once((part, "embed", key), given, lambda: encoder.embed(given), f"{part}.embed")
+        if encoder.trunk is None and encoder.neck is None:
+            return s
+        runs = encoder.runs(tap)
+        for i, run in enumerate(runs):
+            # A tail through experts of its own is a pass of its own; what it goes on from is shared.
+            count = part if i == 0 else f"{part}.{tap}" if run.route is not None and runs[i - 1].route is None else None
+            s = self._once((part, tuple(runs[: i + 1]), key), given, partial(encoder.play, s, run), count)
+        if tap == "embed" or tap.isdigit():
+            return s
+        return self._once((part, tuple(runs), "finish", key), given, partial(encoder.finish, s, tap), None if runs else part)
 
     def v(self, image: str = "clean", tap: str = "encode") -> Stream:
         """(R, M, D) stream of an image input."""

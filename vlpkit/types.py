@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Side = Literal["v", "w"]
+Parts = tuple[tuple[str, int], ...]  # runs of named tokens, such as (("v_cls", 1), ("v", 196))
 Steps = NewType("Steps", int)  # optimiser steps; in YAML `2000_steps`, `2_epochs`, `1M_samples` or `10_percent`
 IGNORE = -100  # the label that no loss counts
 
@@ -30,30 +31,64 @@ def is_full(mask: Tensor) -> bool:
     return mask.ndim == 2 and mask.stride() == (0, 0)
 
 
+Change = Callable[[Tensor], Tensor]
+
+
+def _maybe(change: Change, t: Tensor | None) -> Tensor | None:
+    return None if t is None else change(t)
+
+
+def _picked(t: Tensor | None, index: Tensor) -> Tensor | None:
+    """Rows of a tensor; one that is the same in every row (stride 0) stays one row in memory."""
+    if t is None:
+        return None
+    return t[:1].expand(len(index), *t.shape[1:]) if t.stride(0) == 0 and len(t) else t[index]
+
+
 @dataclass(frozen=True, eq=False)
 class ImageInput:
-    """What the data knows of R images.
+    """What the data knows of R images: pixels, or what a detector found in them.
 
     Args:
         pixels: (R, 3, H, W) uint8, or float in [0, 1]; each reader normalises for itself.
+        regions: (R, M, F) detector features.
+        boxes: (R, M, 4) corners x1, y1, x2, y2 of the regions as fractions of the image, in [0, 1].
+        mask: (R, M) bool, which regions are real; absent: all.
+        hidden: (R, M) bool over patches or regions, True where the model may not look.
     """
 
-    pixels: Tensor
+    pixels: Tensor | None = None
+    regions: Tensor | None = None
+    boxes: Tensor | None = None
+    mask: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return (self.pixels, self.regions, self.boxes, self.mask, self.hidden)
 
     def key(self) -> tuple[int, ...]:
         """Identity of the tensors a pass over this input reads."""
-        return (id(self.pixels),)
+        return tuple(map(id, self._fields()))
 
     def rows(self, index: Tensor) -> ImageInput:
         """(P,) rows of the input, in that order."""
-        return ImageInput(self.pixels[index])
+        return ImageInput(*(_picked(t, index) for t in self._fields()))
+
+    def each(self, change: Change) -> ImageInput:
+        """The input with every tensor changed alike: moved, pinned."""
+        return ImageInput(*(_maybe(change, t) for t in self._fields()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ImageInput:
         """The same input on another device."""
-        return ImageInput(self.pixels.to(device, non_blocking=non_blocking))
+        return self.each(lambda t: t.to(device, non_blocking=non_blocking))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(t for t in self._fields() if t is not None).device
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(next(t for t in self._fields() if t is not None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +100,35 @@ class TextInput:
         mask: (B, N) bool.
         order: (B, N) int64: position i reads j where `mask[j]` and `order[j] <= order[i]`; absent: everyone reads everyone.
         at: (B, N) int64 position index; absent: 0..N-1.
+        segment: (B, N) int64 token type, such as 1 for tags or a second sentence; absent: all 0.
+        group: (B, N) int64: which of the text's T images this token may read, -1 for none; absent: all of them.
     """
 
     ids: Tensor
     mask: Tensor
     order: Tensor | None = None
     at: Tensor | None = None
+    segment: Tensor | None = None
+    group: Tensor | None = None
+
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return (self.ids, self.mask, self.order, self.at, self.segment, self.group)
 
     def key(self) -> tuple[int, ...]:
         """Identity of the tensors a pass over this input reads."""
-        return (id(self.ids), id(self.mask), id(self.order), id(self.at))
+        return tuple(map(id, self._fields()))
 
     def rows(self, index: Tensor) -> TextInput:
         """(P,) rows of the input, in that order."""
-        return TextInput(*(None if t is None else t[index] for t in (self.ids, self.mask, self.order, self.at)))  # type: ignore[arg-type]
+        return TextInput(*(_picked(t, index) for t in self._fields()))  # type: ignore[arg-type]
+
+    def each(self, change: Change) -> TextInput:
+        """The input with every tensor changed alike: moved, pinned."""
+        return TextInput(*(_maybe(change, t) for t in self._fields()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TextInput:
         """The same input on another device."""
-        moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in (self.ids, self.mask, self.order, self.at))
-        return TextInput(*moved)  # type: ignore[arg-type]
+        return self.each(lambda t: t.to(device, non_blocking=non_blocking))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,6 +144,7 @@ class Batch:
         targets: named label tensors; labels never ride on an input.
         pair_id: (B,) int64, equal for captions of the same image.
         keys: B sample keys, for reports and error messages only.
+        of: (B,) or (B, T) image row(s) that each text speaks of, -1 for none; absent: text i belongs to image i.
     """
 
     images: Mapping[str, ImageInput]
@@ -106,16 +152,18 @@ class Batch:
     targets: Mapping[str, Tensor]
     pair_id: Tensor
     keys: tuple[str, ...] = ()
+    of: Tensor | None = None
+
+    def each(self, change: Change) -> Batch:
+        """The batch with every tensor changed alike: moved, pinned."""
+        return replace(
+            self, images={k: v.each(change) for k, v in self.images.items()}, texts={k: w.each(change) for k, w in self.texts.items()},
+            targets={k: change(t) for k, t in self.targets.items()}, pair_id=change(self.pair_id), of=_maybe(change, self.of),
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-        return replace(
-            self,
-            images={k: v.to(device, non_blocking=non_blocking) for k, v in self.images.items()},
-            texts={k: v.to(device, non_blocking=non_blocking) for k, v in self.texts.items()},
-            targets={k: v.to(device, non_blocking=non_blocking) for k, v in self.targets.items()},
-            pair_id=self.pair_id.to(device, non_blocking=non_blocking),
-        )
+        return self.each(lambda t: t.to(device, non_blocking=non_blocking))
 
     def __len__(self) -> int:
         return len(self.pair_id)
@@ -144,12 +192,16 @@ class Stream:
         mask: (B, L) bool.
         parts: runs of named tokens that sum to L, such as (("v_cls", 1), ("v", 196)); the first letter is the side.
         order: (B, L) int64 as in `TextInput`; absent: everyone reads everyone.
+        at: (B, L, 2) int64 row and column of a patch, or (position, 0) of a word; read by position biases. (-1, -1) is nowhere.
+        group: (B, L) int64: of texts, which image a token may read; of images laid side by side, which of them this is.
     """
 
     x: Tensor
     mask: Tensor
-    parts: tuple[tuple[str, int], ...]
+    parts: Parts
     order: Tensor | None = None
+    at: Tensor | None = None
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.x.shape[1])
@@ -158,6 +210,9 @@ class Stream:
     def dim(self) -> int:
         """D, the width."""
         return int(self.x.shape[-1])
+
+    def _with(self, change: Change, mask: Tensor, parts: Parts) -> Stream:
+        return Stream(change(self.x), mask, parts, *(_maybe(change, t) for t in (self.order, self.at, self.group)))
 
     def _cut(self, keep: Callable[[str], bool]) -> Stream:
         runs: list[tuple[int, int]] = []
@@ -171,9 +226,9 @@ class Stream:
             return self
         if runs and all(a[1] == b[0] for a, b in pairwise(runs)):
             a, b = runs[0][0], runs[-1][1]
-            return Stream(self.x[:, a:b], self._narrow(a, b), named, None if self.order is None else self.order[:, a:b])
+            return self._with(lambda t: t[:, a:b], self._narrow(a, b), named)
         index = torch.cat([torch.arange(a, b, device=self.x.device) for a, b in runs] or [torch.arange(0, device=self.x.device)])
-        return Stream(self.x[:, index], self.mask[:, index], named, None if self.order is None else self.order[:, index])
+        return self._with(lambda t: t[:, index], self.mask[:, index], named)
 
     def _narrow(self, a: int, b: int) -> Tensor:
         return full_mask(self.mask.shape[0], b - a, self.mask.device) if is_full(self.mask) else self.mask[:, a:b]
@@ -189,19 +244,37 @@ class Stream:
         return self._cut(lambda part: part[0] == letter)
 
     def rows(self, index: Tensor) -> Stream:
-        """(P,) rows, re-paired in that order."""
+        """(P,) rows, re-paired in that order; (P, T) lays T rows side by side, -1 for an absent one, and numbers them as groups."""
+        if index.ndim == 2:
+            return self._beside(index)
         mask = full_mask(len(index), len(self), self.mask.device) if is_full(self.mask) else self.mask[index]
-        return Stream(self.x.index_select(0, index), mask, self.parts, None if self.order is None else self.order[index])
+        rest = (_picked(t, index) for t in (self.order, self.at, self.group))
+        return Stream(self.x.index_select(0, index), mask, self.parts, *rest)
+
+    def _beside(self, index: Tensor) -> Stream:
+        many, length = index.shape[1], len(self)
+        chosen = index.clamp(min=0)
+        group = torch.arange(many, device=index.device).repeat_interleave(length).expand(len(index), -1)
+        mask = self.mask[chosen].flatten(1, 2) & (index >= 0).repeat_interleave(length, 1)
+        order, at = (None if t is None else t[chosen].flatten(1, 2) for t in (self.order, self.at))
+        return Stream(self.x[chosen].flatten(1, 2), mask, self.parts * many, order, at, group)
 
     @staticmethod
     def cat(*streams: Stream) -> Stream:
-        """Streams of equal rows and width, laid end to end; a missing order counts as 0."""
+        """Streams of equal rows and width, laid end to end; a missing order or group counts as 0, a missing place as nowhere."""
         x = torch.cat([s.x for s in streams], 1)
         mask = full_mask(x.shape[0], x.shape[1], x.device) if all(is_full(s.mask) for s in streams) else torch.cat([s.mask for s in streams], 1)
-        order = None
-        if any(s.order is not None for s in streams):
-            order = torch.cat([torch.zeros(s.mask.shape, dtype=torch.int64, device=x.device) if s.order is None else s.order for s in streams], 1)
-        return Stream(x, mask, sum((s.parts for s in streams), ()), order)
+
+        def laid(fields: list[Tensor | None], missing: int, *tail: int) -> Tensor | None:
+            if all(t is None for t in fields):
+                return None
+            rows = [s.mask.new_full((*s.mask.shape, *tail), missing, dtype=torch.int64) if t is None else t for s, t in zip(streams, fields)]
+            if all(t.stride(0) == 0 for t in rows if t.shape[1]):  # the same in every row: one row in memory
+                return torch.cat([t[:1] for t in rows], 1).expand(x.shape[0], *([-1] * (1 + len(tail))))
+            return torch.cat(rows, 1)
+
+        order, at = laid([s.order for s in streams], 0), laid([s.at for s in streams], -1, 2)
+        return Stream(x, mask, sum((s.parts for s in streams), ()), order, at, laid([s.group for s in streams], 0))
 
     @staticmethod
     def empty(rows: int, dim: int, side: str, like: Tensor) -> Stream:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.builders import CONF, tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
-from vlpkit.layers.attention import Attention, Cache, Memory, causal_order, look_across, look_within
-from vlpkit.layers.block import FeedForward, Sublayer
+from vlpkit.layers.attention import Attention, Cache, Memory, Sight, causal_order, look_across, look_within
+from vlpkit.layers.block import Call, FeedForward, Sublayer
 from vlpkit.layers.trunk import Trunk, layer_range
 from vlpkit.types import Batch, Stream, TextInput, full_mask
 
@@ -299,14 +299,15 @@ def test_evaluation_is_deterministic(recipe: str) -> None:
 def test_a_skipped_branch_leaves_its_row_and_the_others_make_up_for_it() -> None:
     torch.manual_seed(0)
     body = FeedForward(16, hidden=32)
-    layer = Sublayer(body, 16, place="pre", eps=1e-6, dropout=0.0, drop_path=0.25)
+    layer = Sublayer(body, nn.LayerNorm(16), place="pre", dim=16, dropout=0.0, drop_path=0.25, scale=None, gate=False)
+    call = Call(Sight(), Sight())
     x = torch.randn(400, 2, 16)
-    branch, y = body(layer.norm(x)), layer(x, "ffn", None, None, None, None)   # type: ignore[arg-type]
+    branch, y = body(layer.norm(x)), layer(x, "ffn", call, None)
     kept = torch.isclose(y, x + branch / 0.75, atol=1e-5).flatten(1).all(1)
     assert torch.equal(y[~kept], x[~kept])
     assert 0.68 < float(kept.float().mean()) < 0.82   # three standard deviations
     layer.eval()
-    assert torch.allclose(layer(x, "ffn", None, None, None, None), x + branch)   # type: ignore[arg-type]
+    assert torch.allclose(layer(x, "ffn", call, None), x + branch)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -21,7 +21,7 @@ from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
 from vlpkit.data.workers import load
-from vlpkit.types import Batch, ImageInput, TextInput
+from vlpkit.types import Batch, ImageInput
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,7 @@ class Item:
 
     def pin_memory(self) -> Item:
         """Called by the loader's pinning thread."""
-        if self.batch is None:
-            return self
-        images = {name: ImageInput(image.pixels.pin_memory()) for name, image in self.batch.images.items()}
-        texts = {name: _pin(text) for name, text in self.batch.texts.items()}
-        return replace(self, batch=replace(self.batch, images=images, texts=texts, pair_id=self.batch.pair_id.pin_memory()))
+        return self if self.batch is None else replace(self, batch=self.batch.each(Tensor.pin_memory))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +167,3 @@ def captions_of(reader: Reader, number: int) -> list[str]:
     """All captions of one sample, its image untouched. Raises Refused."""
     found = reader.read(number, only=TEXTS)
     return read_caption(found.get("txt"), found.get("json"))[0]
-
-
-def _pin(text: TextInput) -> TextInput:
-    return TextInput(*(None if t is None else t.pin_memory() for t in (text.ids, text.mask, text.order, text.at)))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vlpkit.errors import WeightsError
-from vlpkit.layers.embed import Normalise
+from vlpkit.layers.embed import Normalise, pixels_of
 from vlpkit.types import ImageInput, Stream, full_mask
 
 
@@ -56,7 +56,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, given: ImageInput) -> Stream:
         """(R, 3, H, W) pixels to a stream (R, 1 + cells, D) of parts v_cls and v."""
-        y = self.net.forward_features(self.normalise(given.pixels))  # type: ignore[operator]
+        y = self.net.forward_features(self.normalise(pixels_of(given)))  # type: ignore[operator]
         if y.ndim == 4:
             y = y.flatten(1, 2) if self.channels_last else y.flatten(2).transpose(1, 2)
         cells = y[:, self.cls :]

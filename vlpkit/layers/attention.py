@@ -3,14 +3,15 @@ Who may see whom is data on the streams; it is turned into a kernel mask once pe
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpkit.types import Stream, is_full
+from vlpkit.layers.experts import apply, several
+from vlpkit.types import Parts, Stream, is_full
 
 _CAUSAL: dict[tuple[int, int, str], Tensor] = {}
 
@@ -51,7 +52,8 @@ class Sight(NamedTuple):
     """Which keys each query may read, in the form the kernel wants.
 
     Args:
-        mask: (B, 1, 1|Lq, Lk) bool or None when every key is visible (or `causal` says it all).
+        mask: (B, 1, 1|Lq, Lk) bool or None when every key is visible (or `causal` says it all); with a position bias
+            (1|B, heads, Lq, Lk) float, -inf where a key is not visible.
         seen: (B, 1|Lq, 1) bool, False where a query has no visible key, or None when that cannot happen.
         causal: the kernel's own triangle applies.
     """
@@ -59,6 +61,14 @@ class Sight(NamedTuple):
     mask: Tensor | None = None
     seen: Tensor | None = None
     causal: bool = False
+
+
+    def biased(self, bias: Tensor) -> Sight:
+        """The same keys with a position bias (1|B, heads, Lq, Lk) added to the logits."""
+        mask = self.mask
+        if self.causal:
+            mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+        return Sight(bias if mask is None else bias.masked_fill(~mask, float("-inf")), self.seen)
 
 
 def _sight(visible: Tensor) -> Sight:
@@ -75,11 +85,17 @@ def look_within(s: Stream) -> Sight:
     return _sight(s.mask[:, None, :] & (s.order[:, None, :] <= s.order[:, :, None]))
 
 
-def look_across(memory: Stream, of: Tensor | None = None) -> Sight:
-    """Cross-attention: every query reads the real tokens of the memory, of its row `of` (B,) where that is given."""
-    if is_full(memory.mask):
-        return Sight()
-    return _sight((memory.mask if of is None else memory.mask[of])[:, None, :])
+def look_across(memory: Stream, of: Tensor | None = None, reader: Stream | None = None) -> Sight:
+    """Cross-attention: every query reads the real tokens of the memory, of its row `of` (B,) where that is given.
+
+    Where the memory and its reader both carry groups, only tokens of one group read each other.
+    """
+    group = None if reader is None or reader.group is None else memory.group
+    if group is None:
+        return Sight() if is_full(memory.mask) else _sight((memory.mask if of is None else memory.mask[of])[:, None, :])
+    mask, group = (memory.mask, group) if of is None else (memory.mask[of], group[of])
+    assert reader is not None and reader.group is not None
+    return _sight(mask[:, None, :] & (group[:, None, :] == reader.group[:, :, None]))
 
 
 class Cache:
@@ -111,19 +127,23 @@ class Cache:
         self.keep(key, mask, keys_order)
         return _sight(mask[:, None, :] & (keys_order[:, None, :] <= order[:, :, None]))
 
-    def across(self, key: Hashable, memory: Stream, of: Tensor | None = None) -> Sight:
+    def across(self, key: Hashable, memory: Stream, of: Tensor | None, reader: Stream) -> Sight:
         """Cross-attention over a memory that is read once and kept."""
         before = self.get(key)
         if before is None:
-            self.keep(key, memory.mask if of is None else memory.mask[of])
-            return look_across(memory, of)
-        return _sight(before[0][:, None, :])
+            mask = memory.mask if of is None else memory.mask[of]
+            group = memory.group if memory.group is None or of is None else memory.group[of]
+            self.keep(key, mask, *(() if group is None else (group,)))
+            return look_across(memory, of, reader)
+        kept = Stream(memory.x, before[0], (), group=before[1] if len(before) > 1 else None)
+        return look_across(kept, None, reader)
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2).
 
-    Parameters: `qkv` (3D, D) for self-attention; `q` (D, D) and `kv` (2D, memory_dim) for cross-attention; `out` (D, D).
+    Parameters: `qkv` (3D, D) for self-attention; `q` (D, D) and `kv` (2D, memory_dim) for cross-attention; `out` (D, D); `inner` (D,)
+    where asked for. With experts, `qkv`, `q`, `inner` and `out` each come in sets; keys and values of a memory do not.
 
     Args:
         dim: D, width of the queries and of the result.
@@ -131,19 +151,26 @@ class Attention(nn.Module):
         memory_dim: width of the keys' states; None means self-attention.
         bias: whether the projections have biases.
         dropout: probability of dropping an attention weight while training.
+        inner_norm: a norm before the output projection (Wang et al. 2022, sub-LN).
+        eps: of that norm.
+        experts: sets of the projections; none shares them.
     """
 
-    def __init__(self, dim: int, *, heads: int, memory_dim: int | None = None, bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, *, heads: int, memory_dim: int | None = None, bias: bool = True, dropout: float = 0.0, inner_norm: bool = False,
+        eps: float = 1e-5, experts: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"width {dim} does not divide into {heads} heads")
         self.dim, self.heads, self.dropout = dim, heads, dropout
         if memory_dim is None:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+            self.qkv = several(lambda: nn.Linear(dim, 3 * dim, bias=bias), experts)
         else:
-            self.q = nn.Linear(dim, dim, bias=bias)
+            self.q = several(lambda: nn.Linear(dim, dim, bias=bias), experts)
             self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        self.inner = several(lambda: nn.LayerNorm(dim, eps=eps), experts) if inner_norm else None
+        self.out = several(lambda: nn.Linear(dim, dim, bias=bias), experts)
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.view(*x.shape[:2], parts, self.heads, self.dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -152,12 +179,15 @@ class Attention(nn.Module):
         kv = self.kv(memory.x)
         return self._split(kv if memory.of is None else kv.index_select(0, memory.of), 2)
 
-    def forward(self, x: Tensor, sight: Sight, *, memory: Memory | None = None, cache: Cache | None = None, key: Hashable = None) -> Tensor:
-        """(B, Lq, D) states to (B, Lq, D); a query without visible key gives exactly 0."""
+    def forward(
+        self, x: Tensor, sight: Sight, *, memory: Memory | None = None, cache: Cache | None = None, key: Hashable = None, parts: Parts = (),
+        route: str | None = None,
+    ) -> Tensor:
+        """(B, Lq, D) states to (B, Lq, D); a query without visible key gives exactly 0. `parts` and `route` choose among experts."""
         if memory is None:
-            q, k, v = self._split(self.qkv(x), 3)
+            q, k, v = self._split(apply(self.qkv, x, parts, route), 3)
         else:
-            (q,) = self._split(self.q(x), 1)
+            (q,) = self._split(apply(self.q, x, parts, route), 1)
         kept = None if cache is None else cache.get(key)
         if memory is None and kept is not None:
             k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
@@ -167,8 +197,10 @@ class Attention(nn.Module):
             cache.keep(key, k, v)
         if k.shape[2] == 0:
             return torch.zeros_like(x)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=sight.mask, dropout_p=self.dropout if self.training else 0.0, is_causal=sight.causal
-        )
-        y = self.out(y.transpose(1, 2).reshape(x.shape))
+        mask = sight.mask if sight.mask is None or sight.mask.dtype == torch.bool else sight.mask.to(q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0, is_causal=sight.causal)
+        y = y.transpose(1, 2).reshape(x.shape)
+        if self.inner is not None:
+            y = apply(self.inner, y, parts, route)
+        y = apply(self.out, y, parts, route)
         return y if sight.seen is None else y * sight.seen

@@ -4,7 +4,8 @@ A sublayer's name is its address: `self`, `cross`, `ffn`, and `ffn2` for the sec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpkit.layers.attention import Attention, Cache, Memory, Sight
+from vlpkit.layers.experts import apply, several
+from vlpkit.types import Parts
 
 NormPlace = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -25,33 +28,69 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a non-linearity. Parameters: `fc1` (H, D), `fc2` (D, H)."""
+    """Two linear layers around a non-linearity. Parameters: `fc1` (H, D), `fc2` (D, H), and `inner` (H,) before `fc2` where asked for."""
 
-    def __init__(self, dim: int, *, hidden: int, activation: Activation = "gelu") -> None:
+    def __init__(self, dim: int, *, hidden: int, activation: Activation = "gelu", inner_norm: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
         self.fc1, self.fc2, self.activation = nn.Linear(dim, hidden), nn.Linear(hidden, dim), activation
+        self.inner = nn.LayerNorm(hidden, eps=eps) if inner_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        return self.fc2(activate(self.fc1(x), self.activation))
+        h = activate(self.fc1(x), self.activation)
+        return self.fc2(h if self.inner is None else self.inner(h))
 
 
-class Sights(NamedTuple):
-    """What the sublayers of one trunk call may see: within the stream, and across to the memory."""
+class Call(NamedTuple):
+    """What every sublayer of one trunk call is told.
+
+    Args:
+        within: which positions of the stream each may read.
+        across: which positions of the memory.
+        memory: what `cross` reads; None skips it.
+        cache: kept keys and values.
+        parts: of the stream, which experts go by.
+        route: set of experts that is forced.
+    """
 
     within: Sight
     across: Sight
+    memory: Memory | None = None
+    cache: Cache | None = None
+    parts: Parts = ()
+    route: str | None = None
 
 
 class Sublayer(nn.Module):
-    """A residual: x + drop(body(norm x)) when the norm stands before, norm(x + drop(body x)) when it stands after."""
+    """A residual: x + drop(body(norm x)) when the norm stands before, norm(x + drop(body x)) when it stands after.
 
-    def __init__(self, body: Attention | FeedForward, dim: int, *, place: NormPlace, eps: float, dropout: float, drop_path: float) -> None:
+    Parameters: `norm` (D,), `body`, and `scale` (D,) or `gate` () that multiply the branch, where asked for.
+
+    Args:
+        body: what the residual adds, or its experts.
+        norm: of its input or of the sum, or its experts.
+        place: of the norm.
+        dim: D.
+        dropout: of the branch.
+        drop_path: probability of skipping the branch for a row.
+        scale: start of a learned scale a channel (Touvron et al. 2021, LayerScale); None: no scale.
+        gate: the branch is multiplied by tanh of a scalar that starts at 0 (Alayrac et al. 2022, section 3.1.2).
+    """
+
+    def __init__(
+        self, body: nn.Module, norm: nn.Module, *, place: NormPlace, dim: int, dropout: float, drop_path: float, scale: float | None, gate: bool
+    ) -> None:
         super().__init__()
-        self.norm, self.body = nn.LayerNorm(dim, eps=eps), body
+        self.norm, self.body = norm, body
         self.place, self.dropout, self.drop_path = place, dropout, drop_path
+        self.scale = None if scale is None else nn.Parameter(torch.full((dim,), scale))
+        self.gate = nn.Parameter(torch.zeros(())) if gate else None
 
-    def _drop(self, y: Tensor) -> Tensor:
+    def _branch(self, y: Tensor) -> Tensor:
+        if self.scale is not None:
+            y = y * self.scale
+        if self.gate is not None:
+            y = y * self.gate.tanh()
         if not self.training:
             return y
         if self.dropout:
@@ -61,61 +100,81 @@ class Sublayer(nn.Module):
             y = y * keep / (1 - self.drop_path)
         return y
 
-    def forward(self, x: Tensor, kind: str, sights: Sights, memory: Memory | None, cache: Cache | None, key: Hashable) -> Tensor:
+    def forward(self, x: Tensor, kind: str, call: Call, key: Hashable) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        h = self.norm(x) if self.place == "pre" else x
+        h = apply(self.norm, x, call.parts, call.route) if self.place == "pre" else x
         if kind == "self":
-            y = self.body(h, sights.within, cache=cache, key=key)
+            y = self.body(h, call.within, cache=call.cache, key=key, parts=call.parts, route=call.route)
         elif kind == "cross":
-            y = self.body(h, sights.across, memory=memory, cache=cache, key=key)
+            y = self.body(h, call.across, memory=call.memory, cache=call.cache, key=key, parts=call.parts, route=call.route)
         else:
-            y = self.body(h)
-        x = x + self._drop(y)
-        return x if self.place == "pre" else self.norm(x)
+            y = apply(self.body, h, call.parts, call.route)
+        x = x + self._branch(y)
+        return x if self.place == "pre" else apply(self.norm, x, call.parts, call.route)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """What all blocks of a trunk have in common; see `Trunk` for each."""
+
+    dim: int
+    heads: int
+    hidden: int
+    sublayers: Sequence[str]
+    memory_dim: int
+    place: NormPlace
+    eps: float
+    dropout: float
+    attention_dropout: float
+    activation: Activation
+    bias: bool
+    scale: float | None
+    gates: Sequence[str]
+    inner_norm: bool
 
 
 class Block(nn.Module):
     """Sublayers in order; `cross` is skipped when there is no memory.
 
     Args:
-        dim: D, the width.
-        heads: attention heads.
-        hidden: width of the feed-forward layer.
-        sublayers: kinds in order, out of self, cross, ffn; a kind may repeat.
-        memory_dim: width of what `cross` reads.
-        place: norm before or after the residual sum.
-        eps: of the norms.
-        dropout: of the residual branches.
-        attention_dropout: of the attention weights.
+        plan: what the blocks of a trunk have in common; a kind of sublayer may repeat.
         drop_path: probability of skipping a residual branch for a row.
-        activation: of the feed-forward layers.
-        bias: whether attention projections have biases.
+        experts: sets by kind of module: `ffn` is that whole sublayer, `attn` the projections of attention, `norm` its norm.
     """
 
-    def __init__(
-        self, dim: int, *, heads: int, hidden: int, sublayers: Sequence[str], memory_dim: int, place: NormPlace, eps: float,
-        dropout: float, attention_dropout: float, drop_path: float, activation: Activation, bias: bool,
-    ) -> None:
+    def __init__(self, plan: BlockPlan, *, drop_path: float, experts: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.kinds: list[tuple[str, str]] = []
         seen: Counter[str] = Counter()
-        for kind in sublayers:
+        for kind in plan.sublayers:
             if kind not in ("self", "cross", "ffn"):
                 raise ValueError(f"block: no sublayer {kind!r} (there are: self, cross, ffn)")
             seen[kind] += 1
             name = kind if seen[kind] == 1 else f"{kind}{seen[kind]}"
-            body: Attention | FeedForward
-            if kind == "ffn":
-                body = FeedForward(dim, hidden=hidden, activation=activation)
-            else:
-                reads = memory_dim if kind == "cross" else None
-                body = Attention(dim, heads=heads, memory_dim=reads, bias=bias, dropout=attention_dropout)
-            self.add_module(name, Sublayer(body, dim, place=place, eps=eps, dropout=dropout, drop_path=drop_path))
+            norm = several(lambda: nn.LayerNorm(plan.dim, eps=plan.eps), experts.get("ffn" if kind == "ffn" else "norm", ()))
+            sublayer = Sublayer(
+                self._body(kind, plan, experts), norm, place=plan.place, dim=plan.dim, dropout=plan.dropout, drop_path=drop_path, scale=plan.scale,
+                gate=name in plan.gates,
+            )
+            self.add_module(name, sublayer)
             self.kinds.append((name, kind))
+        if strange := [name for name in plan.gates if name not in dict(self.kinds)]:
+            raise ValueError(f"gates: no sublayer {strange[0]!r} (there are: {', '.join(dict(self.kinds))})")
 
-    def forward(self, x: Tensor, sights: Sights, memory: Memory | None = None, cache: Cache | None = None, where: Hashable = None) -> Tensor:
+    @staticmethod
+    def _body(kind: str, plan: BlockPlan, experts: Mapping[str, Sequence[str]]) -> nn.Module:
+        if kind == "ffn":
+            return several(
+                lambda: FeedForward(plan.dim, hidden=plan.hidden, activation=plan.activation, inner_norm=plan.inner_norm, eps=plan.eps), experts.get("ffn", ())
+            )
+        return Attention(
+            plan.dim, heads=plan.heads, memory_dim=plan.memory_dim if kind == "cross" else None, bias=plan.bias, dropout=plan.attention_dropout,
+            inner_norm=plan.inner_norm, eps=plan.eps, experts=experts.get("attn", ()),
+        )
+
+    def forward(self, x: Tensor, call: Call, where: Hashable = None) -> Tensor:
         """(B, L, D) to (B, L, D); `where` tells the places of one block in a cache apart."""
         for name, kind in self.kinds:
-            if kind != "cross" or memory is not None:
-                x = self.get_submodule(name)(x, kind, sights, memory, cache, (where, name))
+            if kind != "cross" or call.memory is not None:
+                x = self.get_submodule(name)(x, kind, call, (where, name))
         return x

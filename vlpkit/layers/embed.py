@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpkit.errors import AssemblyError
 from vlpkit.layers.attention import causal_order
 from vlpkit.types import ImageInput, Stream, TextInput, full_mask
 
@@ -31,6 +32,13 @@ class Normalise(nn.Module):
         if pixels.dtype == torch.uint8:
             pixels = pixels.to(self.mean.dtype) / 255
         return (pixels - self.mean) / self.std
+
+
+def pixels_of(given: ImageInput) -> Tensor:
+    """The pixels (R, 3, H, W) of an image input. Raises AssemblyError when the source delivers none."""
+    if given.pixels is None:
+        raise AssemblyError("reads pixels, but these images come as regions without them (vision=regions reads what a detector found)")
+    return given.pixels
 
 
 class PatchEmbed(nn.Module):
@@ -73,7 +81,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: the image is not `image_size` pixels square.
         """
-        pixels = given.pixels
+        pixels = pixels_of(given)
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"images are {pixels.shape[-1]}x{pixels.shape[-2]} pixels, this encoder was built for {self.image_size}x{self.image_size}")
         n, g, p = len(pixels), self.grid, self.patch
