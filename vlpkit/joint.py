@@ -19,23 +19,26 @@ class Merged(nn.Module):
 
     Args:
         dim: D, equal on both sides.
-        trunk: the blocks.
+        trunk: the blocks; None where a tie fills the place.
         types: whether each side gets a learned vector of its own.
     """
 
-    def __init__(self, dim: int, *, trunk: Trunk, types: bool = True) -> None:
+    trunk: Trunk | None
+
+    def __init__(self, dim: int, *, trunk: Trunk | None = None, types: bool = True) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.register_module("trunk", trunk)
         self.types = nn.Parameter(torch.empty(2, dim).normal_(std=0.02)) if types else None
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
-        return self.trunk.depth
+        """Number of blocks; 0 while the place of the trunk is empty."""
+        return 0 if self.trunk is None else self.trunk.depth
 
     def forward(self, v: Stream, w: Stream, *, layers: range, cache: Cache | None = None) -> tuple[Stream, Stream]:
         """(P, M, D) and (P, N, D) streams to the same shapes."""
         if self.types is not None and layers.start == 0:  # once, also where other steps stand between the blocks
             v, w = replace(v, x=v.x + self.types[0]), replace(w, x=w.x + self.types[1])
+        assert self.trunk is not None
         both = self.trunk(Stream.cat(v, w), layers=layers, cache=cache, close=layers.stop == self.depth)
         return both.side("v"), both.side("w")

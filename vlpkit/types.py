@@ -7,7 +7,7 @@ and True means "a real token". Index -1 means "none".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple, NewType
@@ -36,6 +36,10 @@ Change = Callable[[Tensor], Tensor]
 
 def _maybe(change: Change, t: Tensor | None) -> Tensor | None:
     return None if t is None else change(t)
+
+
+def _joined(fields: Iterable[tuple[Tensor | None, Tensor | None]]) -> Iterator[Tensor | None]:
+    return (None if a is None or b is None else torch.cat([a, b]) for a, b in fields)
 
 
 def _picked(t: Tensor | None, index: Tensor) -> Tensor | None:
@@ -73,6 +77,10 @@ class ImageInput:
     def rows(self, index: Tensor) -> ImageInput:
         """(P,) rows of the input, in that order."""
         return ImageInput(*(_picked(t, index) for t in self._fields()))
+
+    def join(self, other: ImageInput) -> ImageInput:
+        """The rows of both inputs, one behind the other."""
+        return ImageInput(*_joined(zip(self._fields(), other._fields())))
 
     def each(self, change: Change) -> ImageInput:
         """The input with every tensor changed alike: moved, pinned."""
@@ -121,6 +129,15 @@ class TextInput:
     def rows(self, index: Tensor) -> TextInput:
         """(P,) rows of the input, in that order."""
         return TextInput(*(_picked(t, index) for t in self._fields()))  # type: ignore[arg-type]
+
+    def join(self, other: TextInput) -> TextInput:
+        """The rows of both inputs, one behind the other."""
+        return TextInput(*_joined(zip(self._fields(), other._fields())))  # type: ignore[arg-type]
+
+    def widened(self, length: int) -> TextInput:
+        """Padded to (B, length); what is added is no token."""
+        more = length - self.ids.shape[1]
+        return self if more <= 0 else self.each(lambda t: torch.cat([t, t.new_zeros(len(t), more)], 1))
 
     def each(self, change: Change) -> TextInput:
         """The input with every tensor changed alike: moved, pinned."""

@@ -33,7 +33,22 @@ TRANSFORMS: dict[str, Transform] = {
     "transpose": Transform(lambda x, shape: x.transpose(-1, -2), lambda x, shape: x.transpose(-1, -2)),
     # only units may come or go: a reshape that mixed dimensions would load without a word and mean nothing
     "squeeze": Transform(lambda x, shape: _same_but_units(x, shape), lambda x, shape: _same_but_units(x, shape)),
+    # biases of queries and values around keys without one: a bias of keys shifts all logits of a row alike and changes nothing
+    "around": Transform(lambda x, shape: torch.cat([x[: len(x) // 2], x.new_zeros(len(x) // 2), x[len(x) // 2 :]]), lambda x, shape: torch.cat([*x.chunk(3)[::2]])),
+    # one row of a table that is several tensors here; rows of a table with more than one such line lead to different places
+    "row 0": Transform(lambda x, shape: x[0], lambda x, shape: _alone(x, shape, 0)),
+    "row 1": Transform(lambda x, shape: x[1], lambda x, shape: _alone(x, shape, 1)),
+    # position tables whose first two rows are never read (fairseq counts from 2)
+    "from 2": Transform(lambda x, shape: x[2:], lambda x, shape: torch.cat([x.new_zeros(2, *x.shape[1:]), x])),
+    "from 2, squeeze": Transform(lambda x, shape: x[None, 2:], lambda x, shape: torch.cat([x.new_zeros(2, x.shape[-1]), x[0]])),
 }
+_SHARED = ("row 0", "row 1")  # transforms that leave the rest of their source to other lines
+
+
+def _alone(x: Tensor, shape: torch.Size, row: int) -> Tensor:
+    whole = x.new_zeros(shape)
+    whole[row] = x
+    return whole
 
 
 def _same_but_units(x: Tensor, shape: torch.Size) -> Tensor:
@@ -169,17 +184,19 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
     needs: dict[tuple[int, str], int] = {}
     unknown, astray, dropped, torn = [], [], [], []
     for key in source:
-        n, found = next(((n, m) for n, row in enumerate(table) if row.source != FRESH and (m := _match(row.source, key))), (-1, None))
-        if found is None:
+        matching = [(n, m) for n, row in enumerate(table) if row.source != FRESH and (m := _match(row.source, key))]
+        shared = [(n, m) for n, m in matching if table[n].transform in _SHARED]
+        if not matching:
             unknown.append(key)
-        elif table[n].target == DROPPED:
-            dropped.append(key)
-        elif (name := _fill(table[n].target, found.stars)) not in names:
-            astray.append(f"{key} -> {name}")
-        elif found.turn in made.setdefault((n, name), {}):
-            torn.append(f"{key} and {made[n, name][found.turn]} both claim {name}")
-        else:
-            made[n, name][found.turn], needs[n, name] = key, found.turns
+        for n, found in shared if matching and matching[0] in shared else matching[:1]:
+            if table[n].target == DROPPED:
+                dropped.append(key)
+            elif (name := _fill(table[n].target, found.stars)) not in names:
+                astray.append(f"{key} -> {name}")
+            elif found.turn in made.setdefault((n, name), {}):
+                torn.append(f"{key} and {made[n, name][found.turn]} both claim {name}")
+            else:
+                made[n, name][found.turn], needs[n, name] = key, found.turns
     torn += [f"{name} needs {needs[at]} sources and has {', '.join(keys.values())}" for at, keys in made.items() if len(keys) < needs[at] for name in at[1:]]
     filled = {names[name] for _, name in made}
     left = [name for name, first in names.items() if name == first and first not in filled]
@@ -245,6 +262,8 @@ def revert(values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
         rows = [shape[0] if shape else 1 for shape in piece.shapes]
         whole = piece.shapes[0] if len(rows) == 1 else torch.Size([sum(rows), *piece.shapes[0][1:]])
         x = TRANSFORMS[piece.transform].out(values[piece.target], whole)
+        if piece.transform in _SHARED and piece.sources[0] in out:
+            x = x + out[piece.sources[0]]
         out.update(zip(piece.sources, [x] if len(rows) == 1 else x.split(rows)))
     return out
 

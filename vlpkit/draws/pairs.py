@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
+from vlpkit import dist
 from vlpkit.maths.contrastive import similarity
 from vlpkit.maths.negatives import draw_negatives
 from vlpkit.streams import Drawn, Streams
-from vlpkit.types import Pairing
+from vlpkit.types import ImageInput, Pairing, TextInput
+
+Given = TypeVar("Given", ImageInput, TextInput)
 
 
 def _pairing(pair_id: Tensor, image: Tensor, text: Tensor) -> Pairing:
@@ -19,13 +22,26 @@ def _pairing(pair_id: Tensor, image: Tensor, text: Tensor) -> Pairing:
     return Pairing(image, text, (pair_id[image] == pair_id[text]).long())
 
 
+def _as_wide_as_any(text: TextInput) -> TextInput:
+    """The text, padded to the longest of all ranks: collectives want equal shapes."""
+    return text if text.ids.is_meta else text.widened(dist.maximum(text.ids.shape[1]))
+
+
+def _with_chosen(own: Given, chosen: Tensor) -> Given:
+    """This rank's inputs, and behind them the rows (B,) that were chosen among those of all ranks."""
+    return own.join(own.each(lambda t: dist.gather(t, equal=True)).rows(chosen))
+
+
 class HardNegatives:
     """3B rows from this rank: the pairs, a wrong image for each text, a wrong text for each image (Li et al. 2021, section 3.2).
 
     Gives `pairing`. Chances follow the similarity of the student with the teacher (as ALBEF and BLIP draw) or with itself.
+    With `scope: inputs` negatives come from all ranks (Bao et al. 2021, section 3.2): the draw then also gives `image` and `text`, the B raw
+    inputs of this rank and behind them the B that were chosen elsewhere, and `pairing` counts through these.
 
     Args:
         against: teacher or student.
+        scope: rank, or inputs of all ranks.
         image: image input to mine over.
         text: text input to mine over.
         by: the shared space.
@@ -33,19 +49,32 @@ class HardNegatives:
     """
 
     def __init__(
-        self, *, against: Literal["teacher", "student"] = "student", image: str = "clean", text: str = "clean", by: str = "align", epsilon: float = 0.0
+        self, *, against: Literal["teacher", "student"] = "student", scope: Literal["rank", "inputs"] = "rank", image: str = "clean", text: str = "clean",
+        by: str = "align", epsilon: float = 0.0,
     ) -> None:
-        self.against, self.image, self.text, self.by, self.epsilon = against, image, text, by, epsilon
+        self.against, self.scope, self.image, self.text, self.by, self.epsilon = against, scope, image, text, by, epsilon
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
-        """The pairing of 3B rows."""
+        """The pairing of 3B rows, and with `scope: inputs` what it pairs."""
         student = s.aligned(self.image, self.text, by=self.by)
         keys = student if self.against == "student" else s.teacher.aligned(self.image, self.text, by=self.by)
-        same = s.batch.pair_id[:, None] == s.batch.pair_id[None, :]
-        image = draw_negatives(similarity(student.w, keys.v, student.scale), same, rng, epsilon=self.epsilon)
-        text = draw_negatives(similarity(student.v, keys.w, student.scale), same, rng, epsilon=self.epsilon)
+        v, w, mine = keys.v, keys.w, s.batch.pair_id
+        world = self.scope == "inputs"
+        if world:
+            v, w = dist.gather(v, equal=True), dist.gather(w, equal=True)
+        others = dist.gather(mine, equal=True) if world else mine
+        same = mine[:, None] == others[None, :]
+        image = draw_negatives(similarity(student.w, v, student.scale), same, rng, epsilon=self.epsilon)
+        text = draw_negatives(similarity(student.v, w, student.scale), same, rng, epsilon=self.epsilon)
         rows = torch.arange(len(same), device=same.device)
-        return {"pairing": _pairing(s.batch.pair_id, torch.cat([rows, image, rows]), torch.cat([rows, rows, text]))}
+        if not world:
+            return {"pairing": _pairing(mine, torch.cat([rows, image, rows]), torch.cat([rows, rows, text]))}
+        far = rows + len(rows)
+        match = torch.cat([torch.ones_like(rows), (others[image] == mine).long(), (others[text] == mine).long()])
+        return {
+            "image": _with_chosen(s.image(self.image), image), "text": _with_chosen(_as_wide_as_any(s.text(self.text)), text),
+            "pairing": Pairing(torch.cat([rows, far, rows]), torch.cat([rows, rows, far]), match),
+        }
 
 
 class Mismatches:

@@ -41,10 +41,16 @@ def pixels_of(given: ImageInput) -> Tensor:
     return given.pixels
 
 
+def _grid_places(grid: int) -> Tensor:
+    """(1, 1 + g*g, 2) row and column of each patch; the class token is nowhere."""
+    rows, columns = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
+    return torch.cat([torch.full((1, 2), -1), torch.stack([rows, columns], 1)])[None]
+
+
 class PatchEmbed(nn.Module):
     """Square patches, a class token first, learned positions (Dosovitskiy et al. 2021, eq. 1).
 
-    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D), `position` (1, 1 + g*g, D), and `norm` (D,) when asked for.
+    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D), `position` (1, 1 + g*g, D), and `norm` (D,), `side` (D,), `hole` (D,) when asked for.
 
     Args:
         dim: D, the width.
@@ -54,13 +60,18 @@ class PatchEmbed(nn.Module):
         norm: a norm after the positions (CLIP's `ln_pre`).
         eps: of that norm.
         dropout: after the positions.
+        positions: whether places are learned vectors; without, a trunk needs a position bias to know them.
+        typed: whether a learned vector, the image's token type, is added to every token.
+        hole: whether there is a learned vector that stands in for a hidden patch.
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
     """
 
+    places: Tensor
+
     def __init__(
         self, dim: int, *, image_size: int, patch: int, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
-        mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
+        positions: bool = True, typed: bool = False, hole: bool = False, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -69,11 +80,15 @@ class PatchEmbed(nn.Module):
         self.normalise = Normalise(mean, std)
         self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
         self.cls = nn.Parameter(torch.empty(1, 1, dim))
-        self.position = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        self.position = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim)) if positions else None
+        self.side = nn.Parameter(torch.empty(dim)) if typed else None
+        self.hole = nn.Parameter(torch.empty(dim)) if hole else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        nn.init.normal_(self.cls, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
+        self.register_buffer("places", _grid_places(self.grid), persistent=False)
+        for vector in (self.cls, self.position, self.side, self.hole):
+            if vector is not None:
+                nn.init.normal_(vector, std=0.02)
 
     def forward(self, given: ImageInput) -> Stream:
         """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v.
@@ -88,44 +103,62 @@ class PatchEmbed(nn.Module):
         # A matrix product over cut patches: the same numbers as the convolution, and faster on a CPU.
         cut = self.normalise(pixels).view(n, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, 3 * p * p)
         x = F.linear(cut, self.proj.weight.flatten(1), self.proj.bias)
-        x = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1) + self.position
+        if given.hidden is not None:
+            if self.hole is None:
+                raise AssemblyError("reads an image with hidden patches, but has no vector to put in their place (vision.embed.hole=true)")
+            x = torch.where(given.hidden[..., None], self.hole.to(x.dtype), x)
+        x = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1)
+        if self.position is not None:
+            x = x + self.position
         if self.norm is not None:
             x = self.norm(x)
         x = F.dropout(x, self.dropout, self.training)
-        return Stream(x, full_mask(n, 1 + g * g, x.device), (("v_cls", 1), ("v", g * g)))
+        if self.side is not None:
+            x = x + self.side
+        return Stream(x, full_mask(n, 1 + g * g, x.device), (("v_cls", 1), ("v", g * g)), at=self.places.expand(n, -1, -1))
 
 
 class WordEmbed(nn.Module):
     """Word, position and, where asked for, segment tables (BERT, GPT and CLIP differ by options only).
 
-    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `norm` (D,).
+    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `norm` (D,), `side` (D,).
 
     Args:
         dim: D, the width.
         vocab: V, number of word ids.
         length: longest sequence in tokens.
         order: causal when each word reads only what stands before it; an input's own order comes first.
-        segments: number of token types; 0 for none. All tokens are of type 0.
+        segments: number of token types; 0 for none. Tokens of a text without segments are of type 0.
         norm: a norm after the sum (BERT).
         eps: of that norm.
         dropout: after the norm.
+        positions: whether places are learned vectors; without, a trunk needs a position bias to know them.
+        typed: whether a learned vector, the text's token type beside images, is added to every token behind the norm.
         std: of the word table at the start.
         position_std: of the position table at the start.
     """
 
+    places: Tensor
+
     def __init__(
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
-        eps: float = 1e-12, dropout: float = 0.0, std: float = 0.02, position_std: float = 0.02,
+        eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, typed: bool = False, std: float = 0.02, position_std: float = 0.02,
     ) -> None:
         super().__init__()
         self.dim, self.length, self.causal, self.dropout = dim, length, order == "causal", dropout
-        self.word, self.position = nn.Embedding(vocab, dim), nn.Embedding(length, dim)
+        self.word = nn.Embedding(vocab, dim)
+        self.position = nn.Embedding(length, dim) if positions else None
         self.segment = nn.Embedding(segments, dim) if segments else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         nn.init.normal_(self.word.weight, std=std)
-        nn.init.normal_(self.position.weight, std=position_std)
+        self.side = nn.Parameter(torch.empty(dim)) if typed else None
+        self.register_buffer("places", torch.stack([torch.arange(length), torch.zeros(length, dtype=torch.int64)], 1)[None], persistent=False)
+        if self.position is not None:
+            nn.init.normal_(self.position.weight, std=position_std)
         if self.segment is not None:
             nn.init.normal_(self.segment.weight, std=0.02)
+        if self.side is not None:
+            nn.init.normal_(self.side, std=0.02)
 
     def forward(self, given: TextInput) -> Stream:
         """(B, N) ids to a stream (B, N, D) of the part w.
@@ -135,18 +168,19 @@ class WordEmbed(nn.Module):
         """
         n, length = given.ids.shape
         x = self.word(given.ids)
-        if given.at is not None:
-            x = x + self.position(given.at)
-        else:
-            if length > self.length:
-                raise ValueError(f"texts of {length} tokens do not fit the position table of {self.length}")
-            x = x + self.position.weight[:length]
+        if given.at is None and length > self.length:
+            raise ValueError(f"texts of {length} tokens do not fit the position table of {self.length}")
+        if self.position is not None:
+            x = x + (self.position.weight[:length] if given.at is None else self.position(given.at))
         if self.segment is not None:
-            x = x + self.segment.weight[0]
+            x = x + (self.segment.weight[0] if given.segment is None else self.segment(given.segment))
         if self.norm is not None:
             x = self.norm(x)
         x = F.dropout(x, self.dropout, self.training)
+        if self.side is not None:
+            x = x + self.side
+        at = self.places[:, :length].expand(n, -1, -1) if given.at is None else torch.stack([given.at, torch.zeros_like(given.at)], -1)
         order = given.order
         if order is None and self.causal:
             order = causal_order(n, length, given.ids.device) if given.at is None else given.at + 1
-        return Stream(x, given.mask, (("w", length),), order)
+        return Stream(x, given.mask, (("w", length),), order, at, given.group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +31,28 @@ class WordsHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The first token of each given stream, side by side, to class logits. Parameters: `out` (C, sum of widths)."""
+    """The first token of each given stream, side by side, to class logits.
 
-    def __init__(self, dim: int, *, classes: int) -> None:
+    Parameters: `out` (C, sum of widths), and one of `pool` (D, D) a stream where they are pooled.
+
+    Args:
+        dim: width of each stream, or the widths.
+        classes: C.
+        pooled: whether each first token goes through a dense layer and tanh of its own first (BERT's pooler).
+    """
+
+    def __init__(self, dim: int | Sequence[int], *, classes: int, pooled: bool = False) -> None:
         super().__init__()
-        self.out = nn.Linear(dim, classes)
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
+        widths = [dim] if isinstance(dim, int) else list(dim)
+        self.pool = nn.ModuleList(nn.Linear(width, width) for width in widths) if pooled else None
+        self.out = nn.Linear(sum(widths), classes)
+        for linear in (*(self.pool or ()), self.out):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, *given: Stream) -> Tensor:
         """Streams (P, L, D) to (P, C)."""
-        return self.out(torch.cat([s.x[:, 0] for s in given], -1))
+        first = [s.x[:, 0] for s in given]
+        if self.pool is not None:
+            first = [torch.tanh(dense(x)) for dense, x in zip(self.pool, first)]
+        return self.out(torch.cat(first, -1))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vlpkit.errors import AssemblyError
 from vlpkit.layers.attention import Cache, Memory, Sight, look_across, look_within
 from vlpkit.layers.block import Activation, Block, BlockPlan, Call, NormPlace
 from vlpkit.layers.experts import SETS, apply, several
@@ -138,6 +139,8 @@ class Trunk(nn.Module):
             (B, L, D) stream, raw when the range stops early.
         """
         layers = range(self.depth) if layers is None else layers
+        if cache is not None and self.relative is not None:
+            raise AssemblyError("decodes with a cache, but a trunk with a position bias has none; decode without (cached=false)")
         place = (id(self), layers.start)
         within = look_within(s) if cache is None else cache.within((*place, "self"), s)
         across, states = Sight(), None
