@@ -21,9 +21,10 @@ from vlpkit.types import Batch, ImageInput
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+RECIPES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 CLOCK = Clock(batch=8, samples_per_epoch=80, total_steps=20)
 
-NARROW = ("size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
+NARROW = ("size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.late=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
           "size.image=32", "size.queue=24", "size.words=24")  # fmt: skip
 
 CAPTIONS = [

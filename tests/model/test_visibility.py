@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.builders import CONF, tiny_batch, tiny_model, tiny_streams
+from tests.builders import CONF, RECIPES, tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
 from vlpkit.layers.attention import Attention, Cache, Memory, Sight, causal_order, look_across, look_within
 from vlpkit.layers.block import Call, FeedForward, Sublayer
 from vlpkit.layers.trunk import Trunk, layer_range
 from vlpkit.types import Batch, Stream, TextInput, full_mask
 
-RECIPES = ("clip", "albef", "blip")
 TEXTS = sorted(path.stem for path in Path(CONF, "text").glob("*.yaml"))
 ORDERED = [name for name in TEXTS if name not in ("roberta", "electra", "deberta")]   # what is wrapped knows no order
 EXACT = 1e-6   # of states of about unit size: padding has weight exactly 0, only sums may be taken in another order
