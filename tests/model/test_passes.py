@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -52,13 +53,17 @@ def test_the_trunks_really_run_that_often(recipe: str) -> None:
     made, words = tiny_model(f"model={recipe}")
     runs: Counter[int] = Counter()
     expected: Counter[int] = Counter()
+
+    def tally(which: int, *_: object) -> None:
+        runs[which] += 1
+
     for prefix, model in (("", made.model), ("teacher.", made.teacher.model if made.teacher else None)):
         for name in () if model is None else model.names:
             part = model.part(name)
             trunks = [part.v, part.w, part.joint.trunk if part.joint else None] if isinstance(part, Fusion) else [getattr(part, "trunk", None)]
             for trunk in filter(None, trunks):
                 if id(trunk) not in expected:   # one trunk may play several parts, and then runs for each
-                    trunk.blocks[0].register_forward_hook(lambda *_, which=id(trunk): runs.update([which]))
+                    trunk.blocks[0].register_forward_hook(partial(tally, id(trunk)))
                 expected[id(trunk)] += BUDGET[recipe].get(f"{prefix}{name}", 0)
     s = tiny_streams(made, tiny_batch(words))
     for objective in made.objectives.values():
