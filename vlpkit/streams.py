@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from vlpkit.align import Align
+from vlpkit.encoders.codebook import Codebook
 from vlpkit.encoders.encoder import Encoder
 from vlpkit.errors import AssemblyError, did_you_mean
 from vlpkit.fusion import Fusion
@@ -206,6 +207,20 @@ class Streams:
         if not isinstance(pairing, str):
             return self._run(run, by)
         return self._once((by, given.key(), words.key(), tuple(id(t) for t in rows or ())), (given, words, rows), run, by)
+
+    def side(self, side: Side, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion") -> Stream:
+        """(P, L, D) one side behind the fusion `by`, or the encoder of that side alone, which sees nothing of the other."""
+        if isinstance(self.model.part(by), Fusion):
+            fused = self.fused(image, text, pairing, by=by)
+            return fused.v if side == "v" else fused.w
+        return self._encoded(by, self.image(image) if side == "v" else self.text(text), "encode")
+
+    def codes(self, image: str = "clean") -> Tensor:
+        """(R, M) int64 code of each patch, from the frozen codebook of the recipe."""
+        book: Codebook = self.model.part("codebook")
+        given = self.image(image)
+        with torch.no_grad():
+            return self._once(("codebook", given.key()), given, lambda: book(given), "codebook")
 
     @overload
     def point(self, side: Literal["v"], name: str = "clean", *, by: str = "align") -> Tensor: ...

@@ -353,6 +353,10 @@ class Dims:
     vocab: int
     parts_missing: Callable[[str], Exception] = field(default=KeyError)
 
+    def of(self, by: str, side: Side) -> int:
+        """Width of one side behind `by`: a fusion, or the encoder of that side itself."""
+        return self[f"{by}.encode" if f"{by}.encode" in self.parts else f"{by}.{side}"]
+
     def __getitem__(self, name: str) -> int:
         if name not in self.parts:
             raise self.parts_missing(name)

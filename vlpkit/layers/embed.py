@@ -133,6 +133,7 @@ class WordEmbed(nn.Module):
         eps: of that norm.
         dropout: after the norm.
         positions: whether places are learned vectors; without, a trunk needs a position bias to know them.
+        blank: whether padding is set to 0 (fairseq); nobody reads it, but its own rows come out otherwise.
         typed: whether a learned vector, the text's token type beside images, is added to every token behind the norm.
         std: of the word table at the start.
         position_std: of the position table at the start.
@@ -142,10 +143,11 @@ class WordEmbed(nn.Module):
 
     def __init__(
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
-        eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, typed: bool = False, std: float = 0.02, position_std: float = 0.02,
+        eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, blank: bool = False, typed: bool = False, std: float = 0.02,
+        position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.dim, self.length, self.causal, self.dropout = dim, length, order == "causal", dropout
+        self.dim, self.length, self.causal, self.dropout, self.blank = dim, length, order == "causal", dropout, blank
         self.word = nn.Embedding(vocab, dim)
         self.position = nn.Embedding(length, dim) if positions else None
         self.segment = nn.Embedding(segments, dim) if segments else None
@@ -179,6 +181,8 @@ class WordEmbed(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         if self.side is not None:
             x = x + self.side
+        if self.blank:
+            x = x * given.mask[..., None]
         at = self.places[:, :length].expand(n, -1, -1) if given.at is None else torch.stack([given.at, torch.zeros_like(given.at)], -1)
         order = given.order
         if order is None and self.causal:

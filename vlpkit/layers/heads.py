@@ -30,6 +30,20 @@ class WordsHead(nn.Module):
         return self.out(self.norm(activate(self.dense(x), self.activation)))
 
 
+class CodesHead(nn.Module):
+    """States to logits over the codes of patches. Parameters: `out` (K, D) with its bias."""
+
+    def __init__(self, dim: int, *, codes: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(dim, codes)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., K)."""
+        return self.out(x)
+
+
 class Classifier(nn.Module):
     """The first token of each given stream, side by side, to class logits.
 

@@ -23,7 +23,7 @@ class MaskedWords(Objective):
         labels: what stood there.
         image: image input.
         pairing: rows to fuse.
-        by: the fusion.
+        by: the fusion, or `text` for the words alone.
         alpha: weight of the teacher's distribution at the end of the ramp; 0 needs no teacher.
         ramp: steps over which alpha grows linearly from 0.
         head: name of the head.
@@ -41,14 +41,14 @@ class MaskedWords(Objective):
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
         """A words head."""
-        return {self.name: WordsHead(dims[f"{self.by}.w"], vocab=dims.vocab)}
+        return {self.name: WordsHead(dims.of(self.by, "w"), vocab=dims.vocab)}
 
     def forward(self, s: Streams) -> Loss:
         """Mean over the masked tokens of this rank, in nats; about log V before training."""
         labels = s.labels(self.labels)
-        states, asked = pick(s.fused(self.image, self.text, self.pairing, by=self.by).w.x, labels)
+        states, asked = pick(s.side("w", self.image, self.text, self.pairing, by=self.by).x, labels)
         logits, soft = s.head(self.name, states), None
         if self.alpha:
-            soft = s.teacher.head(self.name, pick(s.teacher.fused(self.image, self.text, self.pairing, by=self.by).w.x, labels)[0])
+            soft = s.teacher.head(self.name, pick(s.teacher.side("w", self.image, self.text, self.pairing, by=self.by).x, labels)[0])
         loss = mean_tokens(logits, asked, soft=soft, alpha=ramp(s.step, self.ramp, self.alpha))
         return Loss(loss, {"acc": hits(logits, asked)})

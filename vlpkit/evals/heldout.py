@@ -1,0 +1,72 @@
+"""The recipe's own objectives on data it was not trained on: what masked words, masked patches and matching are worth without another task."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+from vlpkit import dist
+from vlpkit.data.module import DataModule
+from vlpkit.errors import DataError
+from vlpkit.evals.base import Evaluator, Subject, words_of
+from vlpkit.evals.gallery import batches
+from vlpkit.streams import Streams
+from vlpkit.types import Batch
+
+
+class HeldOut(Evaluator):
+    """Every objective over the validation split, each image with its first caption.
+
+    Gives `<objective>_loss`, in nats, and `<objective>_acc`, in percent, where the objective counts hits; and `count`, the number of pairs.
+    Draws are seeded by the number of the batch, so a model is always asked the same. Contrast and matching depend on `batch`.
+
+    Args:
+        name: of the task.
+        batch: pairs of one pass.
+        limit: the first so many samples of the split; None: all.
+    """
+
+    protocol = "held-out-objectives@1"
+
+    def __init__(self, *, name: str = "heldout", batch: int = 100, limit: int | None = None) -> None:
+        super().__init__(name=name)
+        if batch < 2 or (limit is not None and limit < 1):
+            raise ValueError(f"batch={batch} must be at least 2, and limit={limit} at least 1 or null")
+        self.batch, self.limit = batch, limit
+
+    def measure(self, module: Subject, data: DataModule) -> Mapping[str, float]:
+        """Means over the pairs of all ranks."""
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
+            texts = words_of(data).encode([captions[0] for captions in batch.captions])
+            pairs = Batch({"clean": batch.images}, {"clean": texts}, {}, batch.index).to(module.device)
+            for name, value in self._values(module, pairs, number).items():
+                sums[name] += value * len(pairs)
+            count += len(pairs)
+        parts = dist.gather_object((dict(sums), count))
+        total = sum(n for _, n in parts)
+        if not total:
+            raise DataError("data.val_shards: there is no usable sample to evaluate on")
+        return {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in sums} | {"count": float(total)}
+
+    @staticmethod
+    def _values(module: Subject, pairs: Batch, number: int) -> dict[str, float]:
+        assembly = module.assembly
+        teacher = None if assembly.teacher is None else assembly.teacher.model
+        asked: dict[str, set[str]] = defaultdict(set)
+        for turn in assembly.plan.turns:
+            for source, names in turn.ask.items():
+                asked[source] |= set(names)
+        found: dict[str, float] = {}
+        for source in asked:
+            # A source of images or of texts alone is the same pairs, of which its objectives read one side.
+            s = Streams(assembly.model, pairs, draws=assembly.draws, seed=("evaluation", number, source), teacher=teacher)
+            for name in sorted(asked[source]):
+                loss = assembly.objectives[name](s)
+                found[f"{name}_loss"] = float(loss.value)
+                if "acc" in loss.logs:
+                    found[f"{name}_acc"] = 100.0 * float(torch.as_tensor(loss.logs["acc"]))
+        return found
