@@ -111,7 +111,7 @@ class _Builder:
                 node = {**node, "embed": embed, "words": self.words} if "words" in node else {**node, "embed": embed}
                 made: nn.Module = self.make(node, place, dim=embed.dim, **lent)
                 assert isinstance(made, Encoder)
-                self.dims.update({f"{key}.{tap}": made.dim for tap in made.taps})
+                self.dims.update({f"{key}.{tap}": made.width(tap) for tap in made.taps})
             elif "steps" in node:
                 v, w = (self.reading(place, node, side) for side in ("v", "w"))
                 sides = {"v": self.make(node.get("v"), f"{place}.v", dim=v, memory_dim=w), "w": self.make(node.get("w"), f"{place}.w", dim=w, memory_dim=v)}

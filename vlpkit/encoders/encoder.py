@@ -8,6 +8,7 @@ from torch import nn
 
 from vlpkit.data.tokenize import Words
 from vlpkit.layers.attention import Cache
+from vlpkit.layers.neck import Neck
 from vlpkit.layers.trunk import Trunk
 from vlpkit.types import ImageInput, Stream, TextInput
 
@@ -27,25 +28,29 @@ class Encoder(nn.Module):
     Args:
         embed: reads the raw input; a wrapped backbone is an embed without a trunk.
         trunk: blocks over the embedded stream; None makes both taps agree.
-        neck: changes length or names behind the trunk.
+        neck: changes length, names or width behind the trunk.
         words: the tokenizer of a text encoder, shared with data, draws and heads.
     """
 
     taps = ("embed", "encode")
 
-    def __init__(self, embed: nn.Module, *, trunk: Trunk | None = None, neck: nn.Module | None = None, words: Words | None = None) -> None:
+    def __init__(self, embed: nn.Module, *, trunk: Trunk | None = None, neck: Neck | None = None, words: Words | None = None) -> None:
         super().__init__()
         self.words = words
         self.embed, self.trunk, self.neck = embed, trunk, neck
 
     @property
     def dim(self) -> int:
-        """D, the width of every tap."""
+        """D, the width of the tap `encode`."""
+        return self.width("encode")
+
+    def width(self, tap: str) -> int:
+        """D of a tap; only a neck changes it."""
         dim: int = self.embed.dim  # type: ignore[assignment]
-        return dim
+        return dim if self.neck is None or tap == "embed" else self.neck.dim
 
     def encode(self, s: Stream, *, cache: Cache | None = None) -> Stream:
-        """(B, L, D) embedded stream to (B, L', D)."""
+        """(B, L, D) embedded stream to (B, L', D')."""
         if self.trunk is not None:
             s = self.trunk(s, cache=cache)
         return s if self.neck is None else self.neck(s)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpkit.data.tokenize import Words
 from vlpkit.layers.attention import causal_order
 from vlpkit.types import ImageInput, Stream, TextInput, full_mask
 
@@ -36,23 +37,26 @@ class Normalise(nn.Module):
 class PatchEmbed(nn.Module):
     """Square patches, a class token first, learned positions (Dosovitskiy et al. 2021, eq. 1).
 
-    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D), `position` (1, 1 + g*g, D), and `norm` (D,) when asked for.
+    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D) where there is one, `position` (1, 1 + g*g, D) or, without class token,
+    (1, g*g, D), and `norm` (D,) when asked for.
 
     Args:
         dim: D, the width.
         image_size: side in pixels; a multiple of `patch`.
         patch: side of a patch in pixels.
+        cls: whether a class token stands first (SigLIP has none).
         bias: whether the patch projection has a bias (CLIP's has none).
         norm: a norm after the positions (CLIP's `ln_pre`).
         eps: of that norm.
         dropout: after the positions.
+        position_std: of the position table at the start.
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
     """
 
     def __init__(
-        self, dim: int, *, image_size: int, patch: int, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
-        mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
+        self, dim: int, *, image_size: int, patch: int, cls: bool = True, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
+        position_std: float = 0.02, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -60,15 +64,16 @@ class PatchEmbed(nn.Module):
         self.dim, self.patch, self.image_size, self.grid = dim, patch, image_size, image_size // patch
         self.normalise = Normalise(mean, std)
         self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
-        self.cls = nn.Parameter(torch.empty(1, 1, dim))
-        self.position = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        self.cls = nn.Parameter(torch.empty(1, 1, dim)) if cls else None
+        self.position = nn.Parameter(torch.empty(1, int(cls) + self.grid**2, dim))
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        nn.init.normal_(self.cls, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
+        if self.cls is not None:
+            nn.init.normal_(self.cls, std=0.02)
+        nn.init.normal_(self.position, std=position_std)
 
     def forward(self, given: ImageInput) -> Stream:
-        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v.
+        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v, or (R, g*g, D) of v alone.
 
         Raises:
             ValueError: the image is not `image_size` pixels square.
@@ -80,11 +85,14 @@ class PatchEmbed(nn.Module):
         # A matrix product over cut patches: the same numbers as the convolution, and faster on a CPU.
         cut = self.normalise(pixels).view(n, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, 3 * p * p)
         x = F.linear(cut, self.proj.weight.flatten(1), self.proj.bias)
-        x = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1) + self.position
+        parts: tuple[tuple[str, int], ...] = (("v", g * g),)
+        if self.cls is not None:
+            x, parts = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1), (("v_cls", 1), *parts)
+        x = x + self.position
         if self.norm is not None:
             x = self.norm(x)
         x = F.dropout(x, self.dropout, self.training)
-        return Stream(x, full_mask(n, 1 + g * g, x.device), (("v_cls", 1), ("v", g * g)))
+        return Stream(x, full_mask(n, x.shape[1], x.device), parts)
 
 
 class WordEmbed(nn.Module):
@@ -103,14 +111,21 @@ class WordEmbed(nn.Module):
         dropout: after the norm.
         std: of the word table at the start.
         position_std: of the position table at the start.
+        padding: masked; or read, which fills every text up to `length` with the padding word and counts that as words (SigLIP),
+            so that the last position is the same for all.
+        words: the tokenizer, which knows the padding word; needed where padding is read.
     """
 
     def __init__(
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
-        eps: float = 1e-12, dropout: float = 0.0, std: float = 0.02, position_std: float = 0.02,
+        eps: float = 1e-12, dropout: float = 0.0, std: float = 0.02, position_std: float = 0.02, padding: Literal["masked", "read"] = "masked",
+        words: Words | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.length, self.causal, self.dropout = dim, length, order == "causal", dropout
+        if padding == "read" and words is None:
+            raise ValueError("padding is read, but no tokenizer says which word it is")
+        self.pad = words.pad if padding == "read" and words is not None else None
         self.word, self.position = nn.Embedding(vocab, dim), nn.Embedding(length, dim)
         self.segment = nn.Embedding(segments, dim) if segments else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
@@ -120,11 +135,13 @@ class WordEmbed(nn.Module):
             nn.init.normal_(self.segment.weight, std=0.02)
 
     def forward(self, given: TextInput) -> Stream:
-        """(B, N) ids to a stream (B, N, D) of the part w.
+        """(B, N) ids to a stream (B, N, D) of the part w; (B, length, D) where padding is read.
 
         Raises:
-            ValueError: the text is longer than the position table.
+            ValueError: the text is longer than the position table, or has an order although its padding is read.
         """
+        if self.pad is not None:
+            given = self._filled(given, self.pad)
         n, length = given.ids.shape
         x = self.word(given.ids)
         if given.at is not None:
@@ -142,3 +159,9 @@ class WordEmbed(nn.Module):
         if order is None and self.causal:
             order = causal_order(n, length, given.ids.device) if given.at is None else given.at + 1
         return Stream(x, given.mask, (("w", length),), order)
+
+    def _filled(self, given: TextInput, pad: int) -> TextInput:
+        if given.order is not None or given.at is not None:
+            raise ValueError("reads an ordered text, but here padding is read as words, and every word reads every other")
+        ids = F.pad(torch.where(given.mask, given.ids, pad), (0, max(self.length - given.ids.shape[1], 0)), value=pad)
+        return TextInput(ids, full_mask(ids.shape[0], ids.shape[1], ids.device))
