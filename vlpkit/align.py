@@ -18,18 +18,20 @@ class Projector(nn.Module):
 
     Args:
         dim: D, width of the stream.
-        out: E, width of the shared space.
+        out: E, width of the shared space; None: no projection, the pooled state is the point and E is D.
         pool: first token, last real token, or mean of the real tokens.
         bias: whether the projection has a bias.
         std: of the projection at the start; D ** -0.5 when left out.
     """
 
-    def __init__(self, dim: int, *, out: int, pool: Literal["first", "last", "mean"] = "first", bias: bool = True, std: float | None = None) -> None:
+    def __init__(self, dim: int, *, out: int | None, pool: Literal["first", "last", "mean"] = "first", bias: bool = True, std: float | None = None) -> None:
         super().__init__()
-        self.pool, self.out = pool, nn.Linear(dim, out, bias=bias)
-        nn.init.normal_(self.out.weight, std=dim**-0.5 if std is None else std)
-        if bias:
-            nn.init.zeros_(self.out.bias)
+        self.pool, self.space = pool, dim if out is None else out
+        self.out = None if out is None else nn.Linear(dim, out, bias=bias)
+        if self.out is not None:
+            nn.init.normal_(self.out.weight, std=dim**-0.5 if std is None else std)
+            if bias:
+                nn.init.zeros_(self.out.bias)
 
     def pooled(self, s: Stream) -> Tensor:
         """(B, L, D) stream to the (B, D) state that stands for it."""
@@ -44,7 +46,8 @@ class Projector(nn.Module):
 
     def raw(self, s: Stream) -> Tensor:
         """(B, L, D) stream to (B, E) before normalisation."""
-        return self.out(self.pooled(s))
+        pooled = self.pooled(s)
+        return pooled if self.out is None else self.out(pooled)
 
     def forward(self, s: Stream) -> Tensor:
         """(B, L, D) stream to (B, E) unit vectors."""
@@ -54,7 +57,7 @@ class Projector(nn.Module):
 class Align(nn.Module):
     """Two projectors into one space and the temperature between them.
 
-    Parameters: `v`, `w`, and `temperature` () or, when learned as a logarithm, `log_scale` ().
+    Parameters: `v`, `w`, `temperature` () or, when learned as a logarithm, `log_scale` (), and `bias` () where one is learned.
 
     Args:
         reads: what each side projects, as `part.tap[:name]`.
@@ -62,40 +65,46 @@ class Align(nn.Module):
         w: projector of the text side.
         temperature: at the start; similarities are divided by it.
         learn: `log` learns log(1/temperature) (CLIP), `direct` the temperature itself (ALBEF, BLIP).
-        lowest: bound of the temperature, clamped after every optimiser step.
-        highest: bound of the temperature.
+        lowest: bound of the temperature, clamped after every optimiser step; None: unbounded. 0.01 is CLIP's scale of 100 at most,
+            which released SigLIP weights exceed.
+        highest: bound of the temperature; None: unbounded.
+        bias: added to scaled similarities and learned from this value on (SigLIP); None: 0, and nothing is learned.
     """
 
     def __init__(
         self, *, reads: Mapping[str, str], v: Projector, w: Projector, temperature: float = 0.07, learn: Literal["log", "direct"] = "log",
-        lowest: float = 0.01, highest: float = 1.0,
+        lowest: float | None = 0.01, highest: float | None = 1.0, bias: float | None = None,
     ) -> None:
         super().__init__()
-        if v.out.out_features != w.out.out_features:
-            raise ValueError(f"the sides project to {v.out.out_features} and {w.out.out_features} numbers; the shared space has one width")
+        if v.space != w.space:
+            raise ValueError(f"the sides project to {v.space} and {w.space} numbers; the shared space has one width")
         self.reads, self.v, self.w, self.learn = dict(reads), v, w, learn
         self.lowest, self.highest = lowest, highest
         if learn == "log":
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         else:
             self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.register_buffer("no_bias", torch.zeros(()), persistent=False)
 
     @property
     def dim(self) -> int:
         """E, the width of the shared space."""
-        return self.v.out.out_features
+        return self.v.space
 
     def temper(self) -> tuple[Tensor, Tensor]:
         """Inverse temperature () and bias (), fp32."""
         scale = self.log_scale.float().exp() if self.learn == "log" else 1 / self.temperature.float()
-        bias: Tensor = self.no_bias  # type: ignore[assignment]
-        return scale, bias
+        bias: Tensor = self.no_bias if self.bias is None else self.bias  # type: ignore[assignment]
+        return scale, bias.float()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Clamp the temperature into its bounds; called once an optimiser step."""
+        if self.lowest is None and self.highest is None:
+            return
         if self.learn == "log":
-            self.log_scale.clamp_(-math.log(self.highest), -math.log(self.lowest))
+            least, most = (None if bound is None else -math.log(bound) for bound in (self.highest, self.lowest))
+            self.log_scale.clamp_(least, most)
         else:
             self.temperature.clamp_(self.lowest, self.highest)

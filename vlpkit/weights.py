@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 DROPPED, FRESH = "(dropped)", "(fresh)"
 _RANGE = re.compile(r"(\d+)-(\d*)")
+_CHOICE = re.compile(r"\{([^{}]+)\}")
 _SHOWN = 8
 
 
@@ -60,7 +61,8 @@ class Row(NamedTuple):
 
     A pattern is a dotted path in which `*` stands for one segment, `**` (at the end) for one or more, and `6-` or `0-5` for
     numbered layers, counted from the first of the range on the other side. What they matched fills the target's `*` in order.
-    `{query,key,value}` names several sources, which are laid one under the other in one target.
+    `{query,key,value}` names several sources, which are laid one under the other in one target; in a target, `{q,kv}` names
+    several targets, among which the rows of one source are cut, in order.
     """
 
     source: str
@@ -128,13 +130,22 @@ def _fill(pattern: str, stars: Sequence[str]) -> str:
     return ".".join(next(left) if segment in ("*", "**") else segment for segment in pattern.split("."))
 
 
+def _spread(name: str) -> tuple[str, ...]:
+    found = _CHOICE.search(name)
+    return (name,) if found is None else tuple(name[: found.start()] + choice + name[found.end() :] for choice in found[1].split(","))
+
+
 class Piece(NamedTuple):
-    """How one target is made: sources laid one under the other, then transformed; `shapes` are those of the sources."""
+    """How one target is made: sources laid one under the other, then transformed; `shapes` are those of the sources.
+
+    Where one source is cut among several targets, `among` names them in the order of its rows.
+    """
 
     target: str
     sources: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     transform: str
+    among: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,7 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
         WeightsError: source keys that no row names, rows that lead to no target, targets that nothing fills; all at once.
     """
     made: dict[tuple[int, str], dict[int, str]] = {}
+    among: dict[tuple[int, str], tuple[str, ...]] = {}
     needs: dict[tuple[int, str], int] = {}
     unknown, astray, dropped, torn = [], [], [], []
     for key in source:
@@ -191,12 +203,16 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
         for n, found in shared if matching and matching[0] in shared else matching[:1]:
             if table[n].target == DROPPED:
                 dropped.append(key)
-            elif (name := _fill(table[n].target, found.stars)) not in names:
-                astray.append(f"{key} -> {name}")
-            elif found.turn in made.setdefault((n, name), {}):
-                torn.append(f"{key} and {made[n, name][found.turn]} both claim {name}")
-            else:
-                made[n, name][found.turn], needs[n, name] = key, found.turns
+                continue
+            spread = _spread(_fill(table[n].target, found.stars))
+            for name in spread:
+                if name not in names:
+                    astray.append(f"{key} -> {name}")
+                elif found.turn in made.setdefault((n, name), {}):
+                    torn.append(f"{key} and {made[n, name][found.turn]} both claim {name}")
+                else:
+                    made[n, name][found.turn], needs[n, name] = key, found.turns
+                    among[n, name] = spread if len(spread) > 1 else ()
     torn += [f"{name} needs {needs[at]} sources and has {', '.join(keys.values())}" for at, keys in made.items() if len(keys) < needs[at] for name in at[1:]]
     filled = {names[name] for _, name in made}
     left = [name for name, first in names.items() if name == first and first not in filled]
@@ -209,7 +225,7 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
     pieces = []
     for (n, name), keys in sorted(made.items()):
         sources = tuple(keys[turn] for turn in sorted(keys))
-        pieces.append(Piece(name, sources, tuple(source[key] for key in sources), table[n].transform))
+        pieces.append(Piece(name, sources, tuple(source[key] for key in sources), table[n].transform, among[n, name]))
     return Report(tuple(pieces), tuple(dropped), tuple(fresh))
 
 
@@ -235,6 +251,12 @@ def convert(source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[
     for piece in report.pieces:
         ours, what = target[piece.target], " + ".join(piece.sources)
         x = source[piece.sources[0]] if len(piece.sources) == 1 else torch.cat([source[key] for key in piece.sources])
+        if piece.among:
+            rows = [len(target[name]) for name in piece.among]
+            if sum(rows) != len(x):
+                wrong.append(f"{what} has {len(x)} rows, {', '.join(piece.among)} take {sum(rows)}")
+                continue
+            x = x.split(rows)[piece.among.index(piece.target)]
         x = TRANSFORMS[piece.transform].into(x, ours.shape).to(ours.dtype)
         if x.shape != ours.shape:
             wrong.append(f"{what} is {tuple(x.shape)}, {piece.target} is {tuple(ours.shape)}")
@@ -258,6 +280,10 @@ def revert(values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for piece in report.pieces:
         if piece.target not in values:
+            continue
+        if piece.among:  # once, with the first of them
+            if piece.target == piece.among[0] and all(name in values for name in piece.among):
+                out[piece.sources[0]] = torch.cat([TRANSFORMS[piece.transform].out(values[name], values[name].shape) for name in piece.among])
             continue
         rows = [shape[0] if shape else 1 for shape in piece.shapes]
         whole = piece.shapes[0] if len(rows) == 1 else torch.Size([sum(rows), *piece.shapes[0][1:]])

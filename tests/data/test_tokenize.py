@@ -201,6 +201,8 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, damage: str) -> Non
         ("none", "  A dog,\n runs! ", "A dog, runs!"),
         ("albef", "A <person>'s dog, isn't it? (well-fed/happy) #1: yes; ~no * \"ok\"", "a persons dog isnt it well fed happy 1 yes no ok"),
         ("blip", "A man's dog, isn't it? (well-fed/happy) #1: yes; ~no * \"ok\".", "a man's dog, isn't it? well-fed/happy 1 yes no ok"),
+        ("siglip", "A man's dog, isn't it? (well-fed/happy)  #1_of_2.", "a mans dog isnt it wellfedhappy 1 of 2"),
+        ("siglip", " ".join(map(str, range(50))), " ".join(map(str, range(50)))),
         ("albef", " ".join(map(str, range(50))), " ".join(map(str, range(30)))),
         ("blip", " ".join(map(str, range(50))), " ".join(map(str, range(30)))),
     ],
@@ -212,7 +214,7 @@ def test_captions_are_cleaned_as_the_published_systems_do(clean: Any, caption: s
 def test_cleaning_is_part_of_encoding() -> None:
     words = trained(clean="albef")
     assert torch.equal(words.encode(["Red, circle!"]).ids, words.encode(["red circle"]).ids)
-    with pytest.raises(ConfigError, match="none, albef, blip"):
+    with pytest.raises(ConfigError, match="none, albef, blip, siglip"):
         trained(clean="belif")
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpkit.maths.contrastive import hits, info_nce, similarity, soft_cross_entropy, soft_targets
+from vlpkit.maths.contrastive import hits, info_nce, pairwise_sigmoid, similarity, soft_cross_entropy, soft_targets
 
 
 def points(rows: int, width: int = 5, *, seed: int = 0) -> Tensor:
@@ -126,3 +126,45 @@ def test_hits_are_the_share_of_rows_whose_best_is_the_match() -> None:
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert float(hits(logits, torch.tensor([0, 1, 1, 1]))) == 0.75
     assert float(hits(logits[:0], torch.tensor([], dtype=torch.int64))) == 0.0
+
+
+def slow_sigmoid(query: Tensor, keys: Tensor, positive: Tensor, scale: float, bias: float) -> float:
+    total = 0.0
+    for i in range(len(query)):
+        for j in range(len(keys)):
+            sign = 1 if j == int(positive[i]) else -1
+            total += math.log(1 + math.exp(-sign * (scale * float(query[i] @ keys[j]) + bias)))
+    return total / len(query)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 9])
+def test_pairwise_sigmoid_is_the_loop_over_pairs(chunk: int | None) -> None:
+    query, keys, positive = points(3), points(7, seed=1), torch.tensor([2, 6, 0])
+    fast = pairwise_sigmoid(query, keys, positive, torch.tensor(10.0), torch.tensor(-3.0), chunk=chunk)
+    assert float(fast) == pytest.approx(slow_sigmoid(query, keys, positive, 10.0, -3.0), rel=1e-5)
+
+
+def test_one_pair_and_one_mismatch_by_hand() -> None:
+    # logits 2 - 1 on the diagonal and 0 - 1 beside it: log(1 + e^-1) for each of the two questions of a row
+    loss = pairwise_sigmoid(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor(2.0), torch.tensor(-1.0))
+    assert float(loss) == pytest.approx(2 * math.log(1 + math.exp(-1)), rel=1e-6)
+
+
+def test_questions_are_summed_over_keys_and_averaged_over_queries() -> None:
+    nothing = pairwise_sigmoid(points(4), points(6, seed=1), torch.arange(4), torch.tensor(0.0), torch.tensor(0.0))
+    assert float(nothing) == pytest.approx(6 * math.log(2), rel=1e-6)
+
+
+def test_chunks_give_the_same_gradients() -> None:
+    grads = []
+    for chunk in (None, 2):
+        given = [points(5).requires_grad_(), points(5, seed=1).requires_grad_(), torch.tensor(9.0, requires_grad=True), torch.tensor(-4.0, requires_grad=True)]
+        pairwise_sigmoid(given[0], given[1], torch.arange(5), given[2], given[3], chunk=chunk).backward()
+        grads.append([x.grad for x in given])
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*grads))  # type: ignore[arg-type]
+
+
+def test_a_sure_answer_costs_nothing_and_its_opposite_its_logit() -> None:
+    z, one = torch.ones(1, 1), torch.tensor([0])
+    assert float(pairwise_sigmoid(z, z, one, torch.tensor(50.0), torch.tensor(0.0))) == pytest.approx(0.0, abs=1e-12)
+    assert float(pairwise_sigmoid(z, z, one, torch.tensor(-50.0), torch.tensor(0.0))) == pytest.approx(50.0)

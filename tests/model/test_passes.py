@@ -20,6 +20,7 @@ from vlpkit.types import Batch, ImageInput, Pairing, TextInput
 # passes of one step through the image trunk, the text trunk, the fusion and the decoder; then the teacher's
 BUDGET = {
     "clip": {"vision": 1, "text": 1},
+    "siglip": {"vision": 1, "text": 1},
     "albef": {"vision": 1, "text": 2, "fusion": 2, "teacher.vision": 1, "teacher.text": 2, "teacher.fusion": 1},
     "blip": {"vision": 1, "text": 1, "fusion": 1, "decoder": 1, "teacher.vision": 1, "teacher.text": 1},
     "beit3": {"vision": 1, "text": 1, "fusion": 1, "codebook": 1},

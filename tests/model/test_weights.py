@@ -52,6 +52,17 @@ def test_transforms_go_both_ways() -> None:
     assert back["pointer"].shape == (1,)
 
 
+def test_braces_in_a_target_cut_the_rows_of_one_source() -> None:
+    source = numbers(block__0__in_proj=(6, 3))
+    ours = {"0.q.weight": torch.zeros(2, 3), "0.kv.weight": torch.zeros(4, 3)}
+    made, report = convert(source, parse(["block.*.in_proj -> *.{q,kv}.weight"]), ours)
+    assert torch.equal(made["0.q.weight"], source["block.0.in_proj"][:2])
+    assert torch.equal(made["0.kv.weight"], source["block.0.in_proj"][2:])
+    assert torch.equal(revert(made, report)["block.0.in_proj"], source["block.0.in_proj"])
+    with pytest.raises(WeightsError, match=r"block\.0\.in_proj has 6 rows, 0\.q\.weight, 0\.kv\.weight take 5"):
+        convert(source, parse(["block.*.in_proj -> *.{q,kv}.weight"]), {**ours, "0.q.weight": torch.zeros(1, 3)})
+
+
 def test_the_first_row_that_matches_decides() -> None:
     made, report = convert(numbers(a__x=(1,), a__y=(1,)), parse(["a.x -> (dropped)", "a.* -> b.*"]), {"b.y": torch.zeros(1)})
     assert report.dropped == ("a.x",)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,25 @@ from vlpkit.data.vocabulary import KEY, SPECIALS, Kind, from_transformers, id_of
 from vlpkit.errors import ConfigError, DataError, did_you_mean
 from vlpkit.types import TextInput
 
-Clean = Literal["none", "albef", "blip"]
+Clean = Literal["none", "albef", "blip", "siglip"]
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 MAX_WORDS = 30  # of a cleaned caption, in ALBEF's and BLIP's pre-training and retrieval
 FILES = ("tokenizer.json", "words.json")
 
 
 def clean_words(caption: str, clean: Clean) -> str:
-    """The caption as ALBEF (also TCL, X-VLM, mPLUG) or BLIP prepares it; "none" only joins white space.
+    """The caption as ALBEF (also TCL, X-VLM, mPLUG), BLIP or SigLIP prepares it; "none" only joins white space.
 
     ALBEF deletes , . ' ! ? " ( ) * # : ; ~ and turns - and / into a space and <person> into person; BLIP turns
-    . ! " ( ) * # : ; ~ into a space and keeps the rest. Both lower the case and stop after 30 words.
+    . ! " ( ) * # : ; ~ into a space and keeps the rest. Both lower the case and stop after 30 words. SigLIP turns _ into a space,
+    deletes all other ASCII punctuation and lowers the case.
     """
     if clean == "none":
         return " ".join(caption.split())
     caption = caption.lower()
+    if clean == "siglip":
+        return " ".join(caption.replace("_", " ").translate(_NO_PUNCTUATION).split())
     if clean == "albef":
         caption = re.sub(r"[-/]", " ", re.sub(r"[,.'!?\"()*#:;~]", "", caption)).replace("<person>", "person")
     else:

@@ -10,6 +10,7 @@ from torch import nn
 
 from vlpkit.data.tokenize import Words
 from vlpkit.layers.attention import Cache
+from vlpkit.layers.neck import Neck
 from vlpkit.layers.trunk import Trunk
 from vlpkit.types import ImageInput, Stream, TextInput
 
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
     trunk: Trunk | None
 
     def __init__(
-        self, embed: nn.Module, *, trunk: Trunk | None = None, neck: nn.Module | None = None, words: Words | None = None,
+        self, embed: nn.Module, *, trunk: Trunk | None = None, neck: Neck | None = None, words: Words | None = None,
         taps: Mapping[str, Mapping[str, int | str]] | None = None,
     ) -> None:
         super().__init__()

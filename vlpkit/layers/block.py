@@ -78,7 +78,8 @@ class Sublayer(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, norm: nn.Module, *, place: NormPlace, dim: int, dropout: float, drop_path: float, scale: float | None, gate: bool
+        self, body: nn.Module, norm: nn.Module, *, place: NormPlace, dim: int, dropout: float = 0.0, drop_path: float = 0.0, scale: float | None = None,
+        gate: bool = False,
     ) -> None:
         super().__init__()
         self.norm, self.body = norm, body

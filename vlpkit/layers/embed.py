@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpkit.data.tokenize import Words
 from vlpkit.errors import AssemblyError
 from vlpkit.layers.attention import causal_order
-from vlpkit.types import ImageInput, Stream, TextInput, full_mask
+from vlpkit.types import ImageInput, Parts, Stream, TextInput, full_mask
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -50,17 +51,20 @@ def _grid_places(grid: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Square patches, a class token first, learned positions (Dosovitskiy et al. 2021, eq. 1).
 
-    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D), `position` (1, 1 + g*g, D), and `norm` (D,), `side` (D,), `hole` (D,) when asked for.
+    Parameters: `proj` (D, 3, p, p), `cls` (1, 1, D) where there is one, `position` (1, 1 + g*g, D) or, without class token,
+    (1, g*g, D), and `norm` (D,), `side` (D,), `hole` (D,) when asked for.
 
     Args:
         dim: D, the width.
         image_size: side in pixels; a multiple of `patch`.
         patch: side of a patch in pixels.
+        cls: whether a class token stands first (SigLIP has none).
         bias: whether the patch projection has a bias (CLIP's has none).
         norm: a norm after the positions (CLIP's `ln_pre`).
         eps: of that norm.
         dropout: after the positions.
         positions: whether places are learned vectors; without, a trunk needs a position bias to know them.
+        position_std: of the position table at the start.
         typed: whether a learned vector, the image's token type, is added to every token.
         hole: whether there is a learned vector that stands in for a hidden patch.
         mean: per channel, in [0, 1].
@@ -70,8 +74,9 @@ class PatchEmbed(nn.Module):
     places: Tensor
 
     def __init__(
-        self, dim: int, *, image_size: int, patch: int, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
-        positions: bool = True, typed: bool = False, hole: bool = False, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
+        self, dim: int, *, image_size: int, patch: int, cls: bool = True, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
+        positions: bool = True, position_std: float = 0.02, typed: bool = False, hole: bool = False, mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -79,19 +84,19 @@ class PatchEmbed(nn.Module):
         self.dim, self.patch, self.image_size, self.grid = dim, patch, image_size, image_size // patch
         self.normalise = Normalise(mean, std)
         self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
-        self.cls = nn.Parameter(torch.empty(1, 1, dim))
-        self.position = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim)) if positions else None
+        self.cls = nn.Parameter(torch.empty(1, 1, dim)) if cls else None
+        self.position = nn.Parameter(torch.empty(1, int(cls) + self.grid**2, dim)) if positions else None
         self.side = nn.Parameter(torch.empty(dim)) if typed else None
         self.hole = nn.Parameter(torch.empty(dim)) if hole else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        self.register_buffer("places", _grid_places(self.grid), persistent=False)
-        for vector in (self.cls, self.position, self.side, self.hole):
+        self.register_buffer("places", _grid_places(self.grid)[:, 0 if cls else 1 :], persistent=False)
+        for vector, start in ((self.cls, 0.02), (self.position, position_std), (self.side, 0.02), (self.hole, 0.02)):
             if vector is not None:
-                nn.init.normal_(vector, std=0.02)
+                nn.init.normal_(vector, std=start)
 
     def forward(self, given: ImageInput) -> Stream:
-        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v.
+        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v, or (R, g*g, D) of v alone.
 
         Raises:
             ValueError: the image is not `image_size` pixels square.
@@ -107,7 +112,9 @@ class PatchEmbed(nn.Module):
             if self.hole is None:
                 raise AssemblyError("reads an image with hidden patches, but has no vector to put in their place (vision.embed.hole=true)")
             x = torch.where(given.hidden[..., None], self.hole.to(x.dtype), x)
-        x = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1)
+        parts: Parts = (("v", g * g),)
+        if self.cls is not None:
+            x, parts = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1), (("v_cls", 1), *parts)
         if self.position is not None:
             x = x + self.position
         if self.norm is not None:
@@ -115,7 +122,7 @@ class PatchEmbed(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         if self.side is not None:
             x = x + self.side
-        return Stream(x, full_mask(n, 1 + g * g, x.device), (("v_cls", 1), ("v", g * g)), at=self.places.expand(n, -1, -1))
+        return Stream(x, full_mask(n, x.shape[1], x.device), parts, at=self.places.expand(n, -1, -1))
 
 
 class WordEmbed(nn.Module):
@@ -137,6 +144,9 @@ class WordEmbed(nn.Module):
         typed: whether a learned vector, the text's token type beside images, is added to every token behind the norm.
         std: of the word table at the start.
         position_std: of the position table at the start.
+        padding: masked; or read, which fills every text up to `length` with the padding word and counts that as words (SigLIP),
+            so that the last position is the same for all.
+        words: the tokenizer, which knows the padding word; needed where padding is read.
     """
 
     places: Tensor
@@ -144,10 +154,13 @@ class WordEmbed(nn.Module):
     def __init__(
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
         eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, blank: bool = False, typed: bool = False, std: float = 0.02,
-        position_std: float = 0.02,
+        position_std: float = 0.02, padding: Literal["masked", "read"] = "masked", words: Words | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.length, self.causal, self.dropout, self.blank = dim, length, order == "causal", dropout, blank
+        if padding == "read" and words is None:
+            raise ValueError("padding is read, but no tokenizer says which word it is")
+        self.pad = words.pad if padding == "read" and words is not None else None
         self.word = nn.Embedding(vocab, dim)
         self.position = nn.Embedding(length, dim) if positions else None
         self.segment = nn.Embedding(segments, dim) if segments else None
@@ -163,11 +176,13 @@ class WordEmbed(nn.Module):
             nn.init.normal_(self.side, std=0.02)
 
     def forward(self, given: TextInput) -> Stream:
-        """(B, N) ids to a stream (B, N, D) of the part w.
+        """(B, N) ids to a stream (B, N, D) of the part w; (B, length, D) where padding is read.
 
         Raises:
-            ValueError: the text is longer than the position table.
+            ValueError: the text is longer than the position table, or has an order although its padding is read.
         """
+        if self.pad is not None:
+            given = self._filled(given, self.pad)
         n, length = given.ids.shape
         x = self.word(given.ids)
         if given.at is None and length > self.length:
@@ -188,3 +203,9 @@ class WordEmbed(nn.Module):
         if order is None and self.causal:
             order = causal_order(n, length, given.ids.device) if given.at is None else given.at + 1
         return Stream(x, given.mask, (("w", length),), order, at, given.group)
+
+    def _filled(self, given: TextInput, pad: int) -> TextInput:
+        if given.order is not None or given.at is not None:
+            raise ValueError("reads an ordered text, but here padding is read as words, and every word reads every other")
+        ids = F.pad(torch.where(given.mask, given.ids, pad), (0, max(self.length - given.ids.shape[1], 0)), value=pad)
+        return TextInput(ids, full_mask(ids.shape[0], ids.shape[1], ids.device))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -35,6 +36,34 @@ def info_nce(query: Tensor, keys: Tensor, positive: Tensor, scale: Tensor, *, sm
         () mean over queries, in nats. Equals log R when all keys are equal.
     """
     return F.cross_entropy(similarity(query, keys, scale), positive, label_smoothing=smoothing)
+
+
+def pairwise_sigmoid(query: Tensor, keys: Tensor, positive: Tensor, scale: Tensor, bias: Tensor, *, chunk: int | None = None) -> Tensor:
+    """One yes-or-no question a pair: does this key belong to this query? (Zhai et al. 2023, algorithm 1)
+
+    Args:
+        query: (B, E) unit vectors of this rank.
+        keys: (R, E) unit vectors, R >= B; local or gathered, in any order.
+        positive: (B,) row of `keys` that matches each query; all others count as mismatches.
+        scale: () inverse temperature.
+        bias: () added to scaled similarities.
+        chunk: queries at a time, whose logits are made anew in the backward; None: the whole matrix, kept for it.
+
+    Returns:
+        () sum over keys, mean over queries, in nats. Equals R log 2 when every logit is 0.
+    """
+
+    def total(some: Tensor, own: Tensor) -> Tensor:
+        logits = similarity(some, keys, scale) + bias.float()
+        own = own[:, None]
+        return F.softplus(logits.scatter(1, own, -logits.gather(1, own))).sum()  # softplus(-z) is -log sigmoid(z)
+
+    if chunk is None or chunk >= len(query):
+        return total(query, positive) / len(query)
+    sums = [
+        checkpoint(total, some, own, use_reentrant=False, preserve_rng_state=False) for some, own in zip(query.split(chunk), positive.split(chunk), strict=True)
+    ]
+    return torch.stack(sums).sum() / len(query)
 
 
 def soft_targets(query: Tensor, keys: Tensor, positive: Tensor, scale: Tensor, alpha: float, *, valid: Tensor | None = None) -> Tensor:

@@ -1,0 +1,25 @@
+"""Parameters of whole recipes at the size of the paper, beside the number that was published or that the reference library counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import CLOCK, composed
+from tests.vocabulary import numbered_words
+from vlpkit.assemble import dry_step
+from vlpkit.card import count
+
+SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "enc": 5, "dec": 6}
+
+PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of parameters
+    ("clip", "base", 49408): 149.62,    # open_clip's model profile, ViT-B-16
+    ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
+}
+
+
+@pytest.mark.parametrize(("recipe", "size", "vocab"), PUBLISHED)
+def test_a_recipe_has_the_published_number_of_parameters(recipe: str, size: str, vocab: int) -> None:
+    cfg = composed(f"model={recipe}", f"size={size}")
+    words = numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"])
+    made = dry_step(cfg, words=words, clock=CLOCK)[0]
+    assert count(made.model)[0] / 1e6 == pytest.approx(PUBLISHED[recipe, size, vocab], rel=0.01)
