@@ -33,7 +33,7 @@ class Optim:
         decay_on: matrices (two dimensions or more), all, or not_vectors (all but 1-D tensors).
         warmup: steps of linear warm-up.
         warmup_from: rate of the first update.
-        schedule: cosine, constant or step.
+        schedule: cosine, linear, constant or step.
         end: lowest rate.
         period: steps between two drops of `step`.
         factor: of a drop.
@@ -43,7 +43,7 @@ class Optim:
     def __init__(
         self, *, total: int, kind: Literal["adamw", "sgd"] = "adamw", lr: float, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
         decay: float = 0.01, decay_on: Literal["matrices", "all", "not_vectors"] = "matrices", warmup: Steps = Steps(0),  # noqa: B008
-        warmup_from: float = 0.0, schedule: Literal["cosine", "constant", "step"] = "cosine", end: float = 0.0,
+        warmup_from: float = 0.0, schedule: Literal["cosine", "linear", "constant", "step"] = "cosine", end: float = 0.0,
         period: Steps = Steps(0), factor: float = 1.0, groups: Sequence[Mapping[str, Any]] = (),  # noqa: B008
     ) -> None:
         if schedule == "step" and period < 1:

@@ -88,7 +88,7 @@ def train(cwd: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["model=blipp"], "model: there is no option 'blipp' (there are: albef, blip, clip, siglip). Did you mean model=blip?\n"),
+        (["model=blipp"], "model: there is no option 'blipp' (there are: albef, align, blip, clip, siglip). Did you mean model=blip?\n"),
         (["data.bacth=8"], "data.bacth: WorldData takes no 'bacth'"),
         (["data=custom", "data.shards=nowhere/*.tar"], "data.shards: "),
         (["data.batch=9", "trainer.devices=2"], "data.batch"),

@@ -12,7 +12,7 @@ def ramp(step: int, over: int, top: float) -> float:
 
 
 def learning_rate(
-    step: int, *, peak: float, total: int, warmup: int, warmup_from: float, end: float, shape: Literal["cosine", "constant", "step"],
+    step: int, *, peak: float, total: int, warmup: int, warmup_from: float, end: float, shape: Literal["cosine", "linear", "constant", "step"],
     period: int = 0, factor: float = 1.0,
 ) -> float:
     """The rate for the update number `step`, counted from 0.
@@ -23,8 +23,8 @@ def learning_rate(
         total: steps of the run.
         warmup: steps of the linear warm-up from `warmup_from`.
         warmup_from: rate of the first update when there is a warm-up.
-        end: lowest rate; cosine reaches it at `total`.
-        shape: cosine over what follows the warm-up, constant, or step: times `factor` every `period` steps.
+        end: lowest rate; cosine and linear reach it at `total`.
+        shape: cosine or linear over what follows the warm-up, constant, or step: times `factor` every `period` steps.
         period: steps between two drops.
         factor: of a drop.
     """
@@ -35,4 +35,6 @@ def learning_rate(
     if shape == "step":
         return max(end, peak * factor ** (step // period))
     share = min(1.0, (step - warmup) / max(total - warmup, 1))
+    if shape == "linear":
+        return peak + (end - peak) * share
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
