@@ -33,7 +33,7 @@ class Optim:
         decay_on: matrices (two dimensions or more), all, or not_vectors (all but 1-D tensors).
         warmup: steps of linear warm-up.
         warmup_from: rate of the first update.
-        schedule: cosine, constant or step.
+        schedule: cosine, linear, constant or step.
         end: lowest rate.
         period: steps between two drops of `step`.
         factor: of a drop.

@@ -36,6 +36,11 @@ def test_cosine_is_half_way_in_the_middle_and_at_its_end_at_the_end() -> None:
     assert learning_rate(40, shape="cosine", **COMMON) == pytest.approx(quarter)  # type: ignore[arg-type]
 
 
+def test_linear_falls_by_the_same_amount_each_step_and_stays_at_its_end() -> None:
+    found = [learning_rate(step, shape="linear", **COMMON) for step in (10, 55, 100, 500)]  # type: ignore[arg-type]
+    assert found == pytest.approx([1e-3, (1e-3 + 1e-6) / 2, 1e-6, 1e-6])
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert learning_rate(99, shape="constant", **COMMON) == 1e-3  # type: ignore[arg-type]
 

@@ -14,6 +14,7 @@ from tests.builders import RECIPES, tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
 from vlpkit.errors import AssemblyError
 from vlpkit.fusion import Fusion
+from vlpkit.layers.embed import PatchEmbed
 from vlpkit.streams import Streams
 from vlpkit.types import Batch, ImageInput, Pairing, TextInput
 
@@ -21,6 +22,7 @@ from vlpkit.types import Batch, ImageInput, Pairing, TextInput
 BUDGET = {
     "clip": {"vision": 1, "text": 1},
     "siglip": {"vision": 1, "text": 1},
+    "align": {"text": 1},   # its backbone is one embed
     "albef": {"vision": 1, "text": 2, "fusion": 2, "teacher.vision": 1, "teacher.text": 2, "teacher.fusion": 1},
     "blip": {"vision": 1, "text": 1, "fusion": 1, "decoder": 1, "teacher.vision": 1, "teacher.text": 1},
     "beit3": {"vision": 1, "text": 1, "fusion": 1, "codebook": 1},
@@ -206,7 +208,9 @@ def test_bf16_gives_fp32_losses_close_to_those_of_fp32(recipe: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses, grads, _ = step_of(made, batch, tuple(made.objectives))
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    assert all(float(losses[name]) == pytest.approx(float(expected[name]), rel=0.02) for name in expected)   # 2^-8 of a logit, some layers deep
+    # 2^-8 of a logit, some layers deep; a convolutional backbone is many deep, and its batch norms stand on four rows here
+    limit = 0.02 if isinstance(made.model.part("vision").embed, PatchEmbed) else 0.1
+    assert all(float(losses[name]) == pytest.approx(float(expected[name]), rel=limit) for name in expected)
     assert all(grad.isfinite().all() for grad in grads.values())
 
 

@@ -13,6 +13,7 @@ SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "enc": 5, "dec": 6
 
 PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of parameters
     ("clip", "base", 49408): 149.62,    # open_clip's model profile, ViT-B-16
+    ("align", "base", 30522): 171.53,    # transformers' AlignModel at its defaults (EfficientNet-B7, BERT-base): 172.12 with BERT's pooler, which the loss never reads
     ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
 }
 

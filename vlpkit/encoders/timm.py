@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlpkit.errors import WeightsError
 from vlpkit.layers.embed import Normalise, pixels_of
@@ -21,14 +21,17 @@ class TimmBackbone(nn.Module):
         image_size: side in pixels, handed to models whose shape depends on it.
         pretrained: False for random weights, True for the weights timm names, or the path of a local checkpoint.
         drop_path: stochastic depth rate of the backbone.
+        last: head reads what the classifier would read; stage reads the cells of the last stage, before the 1x1 convolution that
+            EfficientNet's classifier begins with (ALIGN).
 
     Raises:
         WeightsError: the pre-trained weights cannot be had.
     """
 
-    def __init__(self, name: str, *, image_size: int, pretrained: bool | str = False, drop_path: float = 0.0) -> None:
+    def __init__(self, name: str, *, image_size: int, pretrained: bool | str = False, drop_path: float = 0.0, last: Literal["head", "stage"] = "head") -> None:
         super().__init__()
-        options: dict[str, object] = {"num_classes": 0, "drop_path_rate": drop_path}
+        options: dict[str, object] = {"drop_path_rate": drop_path}
+        options |= {"num_classes": 0} if last == "head" else {"features_only": True, "out_indices": (-1,)}
         if isinstance(pretrained, str):
             options["pretrained_cfg_overlay"] = {"file": pretrained}
         try:
@@ -42,7 +45,8 @@ class TimmBackbone(nn.Module):
                 "  Give a local file (model.vision.embed.pretrained=/path/to/weights) or start from random ones (pretrained=false)."
             ) from error
         statistics: dict[str, Any] = self.net.pretrained_cfg  # type: ignore[assignment]
-        self.dim: int = self.net.num_features  # type: ignore[assignment]
+        self.last = last
+        self.dim: int = self.net.num_features if last == "head" else self.net.feature_info.channels()[-1]  # type: ignore[assignment,union-attr,operator]
         self.normalise = Normalise(statistics["mean"], statistics["std"])
         self.cls = int(getattr(self.net, "num_prefix_tokens", 0))
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -56,7 +60,8 @@ class TimmBackbone(nn.Module):
 
     def forward(self, given: ImageInput) -> Stream:
         """(R, 3, H, W) pixels to a stream (R, 1 + cells, D) of parts v_cls and v."""
-        y = self.net.forward_features(self.normalise(pixels_of(given)))  # type: ignore[operator]
+        pixels = self.normalise(pixels_of(given))
+        y: Tensor = self.net.forward_features(pixels) if self.last == "head" else self.net(pixels)[-1]  # type: ignore[operator]
         if y.ndim == 4:
             y = y.flatten(1, 2) if self.channels_last else y.flatten(2).transpose(1, 2)
         cells = y[:, self.cls :]

@@ -35,4 +35,6 @@ def learning_rate(
     if shape == "step":
         return max(end, peak * factor ** (step // period))
     share = min(1.0, (step - warmup) / max(total - warmup, 1))
-    return end + (peak - end) * (1 - share if shape == "linear" else 0.5 * (1 + math.cos(math.pi * share)))
+    if shape == "linear":
+        return peak + (end - peak) * share
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
