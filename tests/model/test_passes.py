@@ -23,6 +23,7 @@ BUDGET = {
     "albef": {"vision": 1, "text": 2, "fusion": 2, "teacher.vision": 1, "teacher.text": 2, "teacher.fusion": 1},
     "blip": {"vision": 1, "text": 1, "fusion": 1, "decoder": 1, "teacher.vision": 1, "teacher.text": 1},
     "vlmo": {"vision": 1, "vision.vl": 1, "text": 1, "text.vl": 1, "fusion": 2},
+    "meter": {"vision": 1, "text": 2, "fusion": 2},
 }
 
 
@@ -286,3 +287,15 @@ def test_random_mismatches_are_labelled_by_what_they_are() -> None:
         assert torch.equal(pairs.match == 1, pairs.image == pairs.text)
         wrong += int((pairs.match == 0).sum())
     assert 50 < wrong < 110   # of 160, half of them
+
+
+@pytest.mark.parametrize(("rows", "wrong"), [(8, 4), (7, 4), (1, 1)])
+def test_exactly_half_of_the_rows_are_mismatches_and_which_is_drawn(rows: int, wrong: int) -> None:
+    made, words = tiny_model("model=meter")
+    batch, seen = tiny_batch(words, rows=rows), set()
+    for seed in range(10):
+        pairs = tiny_streams(made, batch, seed=(seed,)).pairing("mix.pairing")
+        assert torch.equal(pairs.match == 1, pairs.image == pairs.text)
+        assert int((pairs.match == 0).sum()) == (wrong if rows > 1 else 0)   # one row alone has no other image
+        seen.add(tuple(pairs.match.tolist()))
+    assert len(seen) > 3 or rows == 1
