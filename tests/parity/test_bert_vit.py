@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaModel
 
 from tests.parity.beside import CLOSE, IMAGE, LENGTH, SPECIAL, VOCAB, Beside, apart, batch, ours, probe, shake
 from vlpkit.streams import Streams
 from vlpkit.tables.bert import bert
+from vlpkit.tables.meter import roberta
 from vlpkit.tables.timm import vit
 
 BERT = {
@@ -22,6 +24,17 @@ def test_bert_gives_the_same_states_and_gradients() -> None:
     states, real = both.s.w().x, both.text.mask[..., None]
     assert apart(states, expected) < CLOSE
     assert both.gradients_apart(probe(states * real), probe(expected * real)) == {}
+
+
+def test_a_roberta_of_our_own_gives_the_same_states_and_gradients() -> None:
+    config = RobertaConfig(**{**BERT, "max_position_embeddings": LENGTH + 2, "pad_token_id": SPECIAL["pad"], "type_vocab_size": 1, "layer_norm_eps": 1e-5})
+    both = Beside(ours("model=clip", "text=roberta_trunk", "align=first"), RobertaModel(config, add_pooling_layer=False), roberta())
+    real = both.text.mask
+    places = torch.where(real, torch.arange(LENGTH) + 2, SPECIAL["pad"])   # theirs counts from its padding id on, which is 1 where it was trained
+    expected = both.theirs(input_ids=both.text.ids, attention_mask=real.long(), position_ids=places).last_hidden_state
+    states = both.s.w().x
+    assert apart(states[real], expected[real]) < CLOSE
+    assert both.gradients_apart(probe(states * real[..., None]), probe(expected * real[..., None])) == {}
 
 
 def test_the_masked_words_head_gives_the_same_logits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
@@ -82,15 +83,18 @@ class Mismatches:
 
     Args:
         rate: chance of a text to get a wrong image, uniform over the others of this rank.
+        exact: exactly that share of the rows is wrong, rounded up, which of them is drawn (ViLT and METER: B // 2 rows are right).
     """
 
-    def __init__(self, *, rate: float = 0.5) -> None:
-        self.rate = rate
+    def __init__(self, *, rate: float = 0.5, exact: bool = False) -> None:
+        self.rate, self.exact = rate, exact
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
         """The pairing of B rows."""
         count, device = len(s.batch), s.batch.pair_id.device
-        wrong = (torch.rand(count, generator=rng) < self.rate).to(device)
+        draw = torch.rand(count, generator=rng)
+        # with `exact`, numbers become ranks: as many rows as the share asks for stand below it
+        wrong = ((draw.argsort().argsort() < math.ceil(count * self.rate)) if self.exact else (draw < self.rate)).to(device)
         step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(device)
         rows = torch.arange(count, device=device)
         return {"pairing": _pairing(s.batch.pair_id, torch.where(wrong, (rows + step) % count, rows), rows)}

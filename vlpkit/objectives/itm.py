@@ -22,7 +22,7 @@ class Match(Objective):
         image: image input.
         text: text input.
         by: the fusion.
-        sides: whose first tokens are read, w or vw.
+        sides: whose first tokens are read and in which order, such as w, vw or wv.
         pooled: whether the first tokens go through a dense layer and tanh before they are classified.
         head: name of the head.
         on: the source it reads.
