@@ -23,21 +23,24 @@ class Match(Objective):
         text: text input.
         by: the fusion.
         sides: whose first tokens are read, w or vw.
+        pooled: whether they go through a dense layer and a tanh first (BERT's pooler).
         head: name of the head.
         on: the source it reads.
         weight: factor of its loss in the sum.
     """
 
     def __init__(
-        self, *, pairing: str = "hard.pairing", image: str = "clean", text: str = "clean", by: str = "fusion", sides: str = "w", head: str = "itm",
-        on: str = "pairs", weight: float = 1.0,
+        self, *, pairing: str = "hard.pairing", image: str = "clean", text: str = "clean", by: str = "fusion", sides: str = "w", pooled: bool = False,
+        head: str = "itm", on: str = "pairs", weight: float = 1.0,
     ) -> None:
         super().__init__(on=on, weight=weight)
+        self.pooled = pooled
         self.pairing, self.image, self.text, self.by, self.sides, self.name = pairing, image, text, by, sides, head
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
         """A classifier of two classes, 1 = belongs together."""
-        return {self.name: Classifier(sum(dims[f"{self.by}.{side}"] for side in self.sides), classes=2)}
+        widths = [dims[f"{self.by}.{side}"] for side in self.sides]
+        return {self.name: Classifier(sum(widths), classes=2, pooled=widths if self.pooled else ())}
 
     def logits(self, s: Streams, pairing: str | Pairing) -> Tensor:
         """(P, 2) fp32 logits of a pairing, drawn or the caller's own; column 1 is "belongs together"."""
