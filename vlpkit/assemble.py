@@ -220,7 +220,8 @@ def assemble(cfg: Mapping[str, Any], *, words: Words, clock: Clock, with_teacher
     for key, node in cfg["draws"].items():
         with at(f"draws.{key}"):
             draws[key] = b.make(node, f"draws.{key}")
-    plan: Plan = b.make(cfg["plan"], "plan", sources={name: objective.on for name, objective in objectives.items()})
+    with at("plan"):
+        plan: Plan = b.make(cfg["plan"], "plan", sources={name: objective.on for name, objective in objectives.items()}, seed=cfg["seed"])
     made = Assembly(model, objectives, draws, plan, None, frozen, ties)
     if with_teacher:
         give_teacher(made, cfg, clock)
@@ -248,7 +249,8 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
     """Build on the meta device and run every turn there, forward and backward: no memory, no data, a second at most.
 
     Returns:
-        The assembly on the meta device, and the passes of each source's student and teacher (`teacher.NAME`) in one step.
+        The assembly on the meta device, and the passes of each source's student and teacher (`teacher.NAME`) in one step; of several
+        turns, the most that any makes.
 
     Raises:
         AssemblyError: what would have failed in the first step, and parameters that no objective of any turn reaches.
@@ -265,7 +267,8 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
                     total.append(made.objectives[name](s).value)
                     made.objectives[name].after_batch(s)
             torch.stack(total).sum().backward()
-            counts[source] = s.counts + Counter({f"teacher.{k}": n for k, n in (s._teacher.counts if s._teacher else Counter[str]()).items()})
+            spent = s.counts + Counter({f"teacher.{k}": n for k, n in (s._teacher.counts if s._teacher else Counter[str]()).items()})
+            counts[source] = counts.get(source, Counter()) | spent  # of several turns, the most that any makes
     dead = [name for name, p in made.model.named_parameters() if p.requires_grad and p.grad is None]
     if dead:
         shown = "\n".join(f"    {name}" for name in dead[:8]) + (f"\n    ... and {len(dead) - 8} more" if len(dead) > 8 else "")

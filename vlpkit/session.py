@@ -18,6 +18,7 @@ from vlpkit.card import card
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock, total
+from vlpkit.errors import ConfigError
 from vlpkit.evals.base import Evaluator, fitting
 from vlpkit.evals.record import stamp, write
 from vlpkit.lit import PretrainModule
@@ -100,6 +101,8 @@ def make_trainer(job: Job, data: DataModule, module: PretrainModule, clock: Cloc
     """
     where, steps = job.run.folder, clock.total_steps or 0
     settings: Settings = build(job.settings["trainer"], clock, where="trainer")
+    if settings.world() > 1 and len(module.assembly.plan.turns) > 1 and not settings.sampled:
+        raise ConfigError("plan: a step asks for some objectives only, which several processes must know. Use trainer=ddp_sampled, or trainer.sampled=true")
     share = data.plan(world=settings.world(), micro=settings.micro_batch, total=steps)
     loader = LoaderClock()
     callbacks = build_callbacks(

@@ -47,13 +47,14 @@ class Streams:
         seed: words that, with a draw's name, seed its generator: (seed, step, micro-batch, rank, source).
         step: the optimiser step, counted from 0.
         teacher: model with momentum weights, run without gradient over the same batch and the same draws.
+        corrupt: whether draws hide words and regions; an evaluation reads them all.
     """
 
     def __init__(
         self, model: VLModel, batch: Batch, *, draws: Mapping[str, Draw] | None = None, seed: tuple[int | str, ...] = (), step: int = 0,
-        teacher: VLModel | None = None, _drawn: dict[str, Drawn] | None = None,
+        teacher: VLModel | None = None, corrupt: bool = True, _drawn: dict[str, Drawn] | None = None,
     ) -> None:
-        self.model, self.batch, self.step = model, batch, step
+        self.model, self.batch, self.step, self.corrupt = model, batch, step, corrupt
         self.counts: Counter[str] = Counter()
         self._draws, self._seed, self._memo = dict(draws or {}), seed, dict[Hashable, tuple[Any, Any]]()
         self._student = _drawn is None
@@ -120,6 +121,12 @@ class Streams:
         if not isinstance(found, Pairing):
             raise AssemblyError(f"reads {name!r} as a pairing, but it is a {type(found).__name__}")
         return found
+
+    def target(self, name: str) -> Tensor:
+        """A label tensor that the source delivers. Raises AssemblyError when there is none of that name."""
+        if name not in self.batch.targets:
+            raise AssemblyError(f"reads the target {name!r}, but the source delivers {', '.join(self.batch.targets) or 'none'}")
+        return self.batch.targets[name]
 
     def labels(self, name: str) -> Tensor:
         """Drawn labels. Raises AssemblyError when the name is something else."""

@@ -64,6 +64,7 @@ class Settings:
         benchmark: let cuDNN try its algorithms first.
         sync_batchnorm: batch statistics over all CUDA devices.
         timeout: minutes that a rank waits for another.
+        sampled: the plan samples a turn, so that a step may leave parameters out; finding them costs ddp some time.
     """
 
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -83,6 +84,7 @@ class Settings:
     benchmark: bool = False
     sync_batchnorm: bool = False
     timeout: float = 5.0
+    sampled: bool = False
 
     def cuda(self) -> bool:
         """Whether the run uses CUDA devices. Raises ConfigError when it should and there are none."""
@@ -208,7 +210,7 @@ def _strategy(settings: Settings, world: int) -> str | Strategy:
     # queues are equal on all ranks already, and batch statistics each rank's own: sending buffers at every step is not free
     buffers: dict[str, Any] = {_BUFFERS: False}
     return DDPStrategy(
-        timeout=timedelta(minutes=settings.timeout), gradient_as_bucket_view=True, find_unused_parameters=False, static_graph=False, **buffers
+        timeout=timedelta(minutes=settings.timeout), gradient_as_bucket_view=True, find_unused_parameters=settings.sampled, static_graph=False, **buffers
     )
 
 

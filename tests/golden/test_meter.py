@@ -78,7 +78,7 @@ def watch(made: Assembly, s: Streams) -> dict[str, Tensor]:
         fused: Fused = s.fused(image, text, pairing)
         assert torch.allclose(fused.w.x, w.x, atol=1e-6)
         assert torch.allclose(fused.v.x, v.x, atol=1e-6)
-        first = [torch.tanh(dense(side.x[:, 0])) for dense, side in zip(head.pool, (fused.w, fused.v))]
+        first = [pool(side) for pool, side in zip(head.pool, (fused.w, fused.v))]
         out["pooled_itm" if mark else "pooled_mlm"] = torch.cat(first, -1)
         out |= {"itm_logits": s.head("itm", fused.w, fused.v)} if mark else {"mlm_logits": s.head("mlm", fused.w.x)}
     return out

@@ -65,13 +65,13 @@ def watch(made: Assembly, s: Streams) -> dict[str, Tensor]:
     masked, pairs = s.fused("clean", "mask.text"), s.fused("hard.image", "hard.text", "hard.pairing")
     z, z_vl, pool = s.aligned(), s.aligned(by="align_vl"), made.model.head("itm").pool[0]
     out = {
-        "text_tokens_mlm": masked.w.x, "image_tokens_mlm": masked.v.x, "pooled_mlm": torch.tanh(pool(masked.w.x[:, 0])), "mlm_logits": s.head("mlm", masked.w.x),
+        "text_tokens_mlm": masked.w.x, "image_tokens_mlm": masked.v.x, "pooled_mlm": pool(masked.w), "mlm_logits": s.head("mlm", masked.w.x),
         "vision_tokens": s.v().x, "text_tokens": s.w().x, "image_feature": z.v, "text_feature": z.w, "image_feature_vl": z_vl.v, "text_feature_vl": z_vl.w,
         "sim_i2t": z.scale * z.v @ z.w.T, "sim_i2t_vl": z_vl.scale * z_vl.v @ z_vl.w.T, "itm_logits": s.head("itm", pairs.w),
     }
     for i, name in enumerate(("pos", "neg_image", "neg_text")):
         rows = slice(2 * i, 2 * i + 2)
-        out |= {f"text_tokens_{name}": pairs.w.x[rows], f"image_tokens_{name}": pairs.v.x[rows], f"pooled_{name}": torch.tanh(pool(pairs.w.x[rows, 0]))}
+        out |= {f"text_tokens_{name}": pairs.w.x[rows], f"image_tokens_{name}": pairs.v.x[rows], f"pooled_{name}": pool(pairs.w)[rows]}
     return out
 
 

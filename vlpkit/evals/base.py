@@ -109,12 +109,12 @@ def matcher(assembly: Assembly, name: str) -> Match | None:
 
 
 def streams(module: Subject, *, images: ImageInput | None = None, texts: TextInput | None = None) -> Streams:
-    """Passes over R images and B texts, which need not be pairs; inputs that are drawn come out as in training."""
+    """Passes over R images and B texts, which need not be pairs; inputs that are drawn come out as in training, but nothing is hidden."""
     given = images if texts is None else texts
     batch = Batch(
         {} if images is None else {"clean": images}, {} if texts is None else {"clean": texts}, {}, torch.arange(0 if given is None else len(given))
     )
-    return Streams(module.assembly.model, batch.to(module.device), draws=module.assembly.draws, seed=("evaluation",))
+    return Streams(module.assembly.model, batch.to(module.device), draws=module.assembly.draws, seed=("evaluation",), corrupt=False)
 
 
 def match_logits(s: Streams, match: Match, image: Tensor, text: Tensor, size: int) -> Tensor:

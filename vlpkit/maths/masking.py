@@ -19,7 +19,7 @@ class Masked(NamedTuple):
 
 
 def mask_words(
-    ids: Tensor, allowed: Tensor, rng: Generator, *, rate: float, mask: int, vocab: int, keep: float = 0.1, random: float = 0.1
+    ids: Tensor, allowed: Tensor, rng: Generator, *, rate: float, mask: int, vocab: int, keep: float = 0.1, random: float = 0.1, least: bool = False
 ) -> Masked:
     """Independent masking of words (Devlin et al. 2019, section 3.1, as ALBEF draws it: each token on its own).
 
@@ -32,6 +32,7 @@ def mask_words(
         vocab: V; random words are uniform over all ids.
         keep: share of chosen positions that stay as they are.
         random: share of chosen positions that become a random word; the rest become `mask`.
+        least: whether a row without a chosen position gets its first allowed one masked (Chen et al. 2020, as released).
 
     Returns:
         Corrupted ids and labels, on the device of `ids`. With rate 0 the ids are unchanged and no label is set.
@@ -41,7 +42,27 @@ def mask_words(
     chosen = (draw[0] < rate) & allowed
     masked = torch.where(chosen & (draw[1] >= keep + random), mask, ids)
     masked = torch.where(chosen & (draw[1] < random), words, masked)
+    if least:
+        first = allowed & (allowed.cumsum(-1) == 1) & ~chosen.any(-1, keepdim=True)
+        chosen, masked = chosen | first, torch.where(first, mask, masked)
     return Masked(masked, torch.where(chosen, ids, IGNORE))
+
+
+def choose(allowed: Tensor, rng: Generator, *, rate: float) -> Tensor:
+    """Independent choice of positions, at least one in every row that has one to choose (Chen et al. 2020, section 3.2).
+
+    Args:
+        allowed: (R, M) bool, positions that may be chosen.
+        rng: CPU generator.
+        rate: chance of a position to be chosen.
+
+    Returns:
+        (R, M) bool on the device of `allowed`. With rate 1 all that is allowed.
+    """
+    draw = torch.rand(allowed.shape, generator=rng).to(allowed.device).masked_fill(~allowed, 2.0)
+    chosen = draw < rate
+    nearest = torch.zeros_like(allowed).scatter(1, draw.argmin(-1, keepdim=True), True)  # uniform among the allowed
+    return chosen | (nearest & allowed & ~chosen.any(-1, keepdim=True))
 
 
 def pick(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ def meter() -> list[Row]:
         "token_type_embeddings.weight      -> vision.neck.side | row 1",
         *layer_rows("cross_modal_image_layers.*", "fusion.v.blocks.*"),
         *layer_rows("cross_modal_text_layers.*", "fusion.w.blocks.*"),
-        "cross_modal_text_pooler.dense.*   -> heads.itm.pool.0.*",
-        "cross_modal_image_pooler.dense.*  -> heads.itm.pool.1.*",
+        "cross_modal_text_pooler.dense.*   -> heads.itm.pool.0.dense.*",
+        "cross_modal_image_pooler.dense.*  -> heads.itm.pool.1.dense.*",
         "itm_score.fc.*                    -> heads.itm.out.*",
         *words_rows("mlm_score.", "heads.mlm"),
     ])

@@ -34,7 +34,7 @@ def vlmo() -> list[Row]:
         "text_embeddings.position_ids                  -> (dropped)",
         "token_type_embeddings.weight     -> text.embed.side | row 0",
         "token_type_embeddings.weight     -> vision.embed.side | row 1",
-        "pooler.dense.*                   -> heads.itm.pool.0.*",
+        "pooler.dense.*                   -> heads.itm.pool.0.dense.*",
         "itm_score.fc.*                   -> heads.itm.out.*",
         *words_rows("mlm_score.", "heads.mlm"),
         "itc_image_proj.fc.weight         -> align.v.out.weight",

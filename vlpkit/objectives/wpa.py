@@ -1,0 +1,43 @@
+"""Word-region alignment: true pairs should be cheap to carry over into each other, false ones dear."""
+
+from __future__ import annotations
+
+from vlpkit.maths.transport import cosine_cost, transport_distance, transport_plan
+from vlpkit.objectives.base import Objective
+from vlpkit.streams import Streams
+from vlpkit.types import Loss
+
+
+class WordRegion(Objective):
+    """Optimal transport between the fused words and regions of a drawn pairing (Chen et al. 2020, section 3.2, WRA).
+
+    Shares the pass of the matching objective that reads the same pairing. All real tokens take part, first and last word included.
+
+    Args:
+        pairing: drawn rows and their labels.
+        image: image input.
+        text: text input.
+        by: the fusion.
+        beta: step of the proximal iterations.
+        steps: number of them.
+        on: the source it reads.
+        weight: factor of its loss in the sum.
+    """
+
+    def __init__(
+        self, *, pairing: str = "mix.pairing", image: str = "clean", text: str = "clean", by: str = "fusion", beta: float = 0.5, steps: int = 50,
+        on: str = "pairs", weight: float = 0.1,
+    ) -> None:
+        super().__init__(on=on, weight=weight)
+        self.pairing, self.image, self.text, self.by, self.beta, self.steps = pairing, image, text, by, beta, steps
+
+    def forward(self, s: Streams) -> Loss:
+        """Distances of true pairs less those of false ones, over all P rows; in [-2, 2]."""
+        match = s.pairing(self.pairing).match.float()
+        fused = s.fused(self.image, self.text, self.pairing, by=self.by)
+        w, v = fused.w, fused.v
+        cost = cosine_cost(w.x, v.x, w.mask, v.mask)
+        distance = transport_distance(cost, transport_plan(cost, w.mask, v.mask, beta=self.beta, steps=self.steps))
+        signed = distance * (2 * match - 1)
+        logs = {name: (distance.detach() * of).sum() / of.sum().clamp(min=1) for name, of in (("true", match), ("false", 1 - match))}
+        return Loss(signed.mean(), logs)
