@@ -19,7 +19,7 @@ def train(cfg: DictConfig) -> None:
 
     from vlpkit.rehearsal import rehearse
 
-    rehearse(job.settings)                                # gate 3: assembly and one step on the meta device, without data
+    rehearse(job.settings, weights=job.weights)           # gate 3: assembly, one step and outside weights on the meta device, without data
 
     from vlpkit import session
 

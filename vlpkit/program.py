@@ -15,10 +15,12 @@ from omegaconf import DictConfig
 from vlpkit.check import settle
 from vlpkit.data.shardlist import expand
 from vlpkit.durations import parse
-from vlpkit.errors import ConfigError
+from vlpkit.errors import ConfigError, did_you_mean
 from vlpkit.runfolder import Run, open_run
 
 log = logging.getLogger(__name__)
+
+_WEIGHTS = "a run folder, a folder of weights, or a .safetensors, .pt, .pth, .bin or .ckpt file"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Job:
     settings: Mapping[str, Any]
     dropped: tuple[str, ...]
     run: Run
+
+    @property
+    def weights(self) -> Any:
+        """What the model starts from; None when it goes on from a checkpoint, or from random weights."""
+        return self.settings["weights"] if self.run.checkpoint is None else None
 
     @property
     def only_check(self) -> bool:
@@ -53,12 +60,28 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     settings, dropped = settle(cfg, conf=conf)
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
+    if settings["resume"] is None:
+        _weights_exist(settings)
     _divide(data["batch"], devices=trainer["devices"], nodes=trainer["num_nodes"], micro=trainer["micro_batch"])
     if "world" not in data:
         for key in ("shards", "val_shards"):
             if data.get(key) or key == "shards":
                 expand(data.get(key), data["root"], key=f"data.{key}")
     return settings, dropped
+
+
+def _weights_exist(settings: Mapping[str, Any]) -> None:
+    """What `weights` names is there; a run that is continued never looks. Raises ConfigError."""
+    weights, parts = settings["weights"], [key for key, node in settings["model"].items() if isinstance(node, Mapping)]
+    if weights is None:
+        return
+    if not isinstance(weights, str | Mapping) or (isinstance(weights, Mapping) and not all(isinstance(file, str) for file in weights.values())):
+        raise ConfigError(f"weights: found {weights!r} (accepted: {_WEIGHTS}, or one for a part: 'weights={{vision: FILE, text: FILE}}')")
+    for part, file in weights.items() if isinstance(weights, Mapping) else [(None, weights)]:
+        if part is not None and part not in parts:
+            raise ConfigError(f"weights.{part}: {settings['name']!r} has no such part (it has: {', '.join(parts)}). {did_you_mean(str(part), parts)}".rstrip())
+        if not Path(file).exists():
+            raise ConfigError(f"weights{'' if part is None else f'.{part}'}: there is no {file} (accepted: {_WEIGHTS})")
 
 
 def _divide(batch: int, *, devices: Any, nodes: int, micro: int | None) -> None:
@@ -84,6 +107,6 @@ def open_job(cfg: DictConfig, *, conf: Path) -> Job:
         return Job(settings, tuple(dropped), Run(Path(run_dir or "."), None, 0))
     name = f"{settings['name']}_{settings['data']['name']}"
     run = open_run(run_dir, name=name, resume=resume, config=settings, runs=settings["paths"]["runs"])
-    if settings["weights"] is not None and not Path(settings["weights"]).exists():
-        raise ConfigError(f"weights: there is no {settings['weights']} (accepted: a run folder or a checkpoint file of a run)")
+    if run.checkpoint is None:
+        _weights_exist(settings)
     return Job(settings, tuple(dropped), run)

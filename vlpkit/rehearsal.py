@@ -11,15 +11,25 @@ from vlpkit.data.tokenize import Words, load_words
 from vlpkit.durations import Clock, total
 
 
-def rehearse(settings: Mapping[str, Any]) -> None:
-    """Build on the meta device and take every turn once.
+def rehearse(settings: Mapping[str, Any], *, weights: Any = None) -> None:
+    """Build on the meta device and take every turn once; lay outside weights beside it.
+
+    Args:
+        settings: of the run.
+        weights: what the model is to start from, as `settings` may name it.
 
     Raises:
         AssemblyError: a missing part, draw or tie, widths that differ, a parameter that no objective reaches.
+        WeightsError: a file that cannot be read, or keys and shapes that do not fit.
     """
     batch = int(settings["data"]["batch"])
     clock = total(settings["total"], Clock(batch=batch, samples_per_epoch=100 * batch))
-    dry_step(settings, words=stand_in(settings["model"]["text"].get("words") or {}), clock=clock)
+    words = stand_in(settings["model"]["text"].get("words") or {})
+    made, _ = dry_step(settings, words=words, clock=clock)
+    if weights is not None:
+        from vlpkit.start import start
+
+        start(made.model, weights, words=words, rehearsal=True)
 
 
 def stand_in(node: Mapping[str, Any]) -> Words:

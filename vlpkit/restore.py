@@ -19,7 +19,9 @@ from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock
 from vlpkit.errors import ConfigError, WeightsError
 from vlpkit.model import VLModel
-from vlpkit.sidecar import find_checkpoint, read_sidecar
+from vlpkit.sidecar import digest, find_checkpoint, read_sidecar
+from vlpkit.source import WEIGHTS, is_own_folder, read_own_folder
+from vlpkit.weights import canonical, everything
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def restore(source: str | Path, *, device: torch.device | str = "cpu") -> Restor
     """Rebuild the model that a checkpoint holds, strictly: every weight is filled and every weight is used.
 
     Args:
-        source: run folder, folder of checkpoints, or checkpoint file.
+        source: run folder, folder of checkpoints, checkpoint file, or a folder that `scripts/convert.py` wrote.
         device: where the weights go.
 
     Raises:
@@ -88,6 +90,8 @@ def restore(source: str | Path, *, device: torch.device | str = "cpu") -> Restor
         ResumeError: the file is damaged or holds anything but tensors and plain types.
         WeightsError: weights and configuration of the checkpoint do not belong together.
     """
+    if is_own_folder(Path(source)):
+        return _restore_folder(Path(source), device)
     path = find(source)
     checkpoint = load_checkpoint(path)
     entry = checkpoint["vlpkit"]
@@ -95,19 +99,37 @@ def restore(source: str | Path, *, device: torch.device | str = "cpu") -> Restor
     if lacking or "state_dict" not in checkpoint:
         raise WeightsError(f"{path}: has no {' and no '.join(lacking or ['state_dict'])}, so the model cannot be rebuilt from it (accepted: a checkpoint of a training run)")
     config, words = entry["config"], Words.from_state(entry["words"])
-    _only_parts(config, place=str(path))
-    # How long a warm-up or a ramp lasts depends on data that need not be here, and moves no weight: any clock will do.
-    with torch.random.fork_rng(devices=[]):
-        assembly = assemble(_without_outside_weights(config), words=words, clock=Clock(batch=1, samples_per_epoch=1, total_steps=1), with_teacher=False)
-    everything = nn.ModuleDict({"model": assembly.model, "objectives": nn.ModuleDict(assembly.objectives)})
+    assembly = _assembled(config, words, place=str(path))
+    whole = nn.ModuleDict({"model": assembly.model, "objectives": nn.ModuleDict(assembly.objectives)})
     state = {name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith("teacher.")}
-    _fit(everything, state, place=str(path))
-    everything.load_state_dict(state, strict=True)
-    everything.eval().to(device)
+    _fit(whole, state, place=str(path))
+    whole.load_state_dict(state, strict=True)
+    whole.eval().to(device)
     log.info("%s: %s after step %d", path, assembly.model.name, checkpoint["global_step"])
     return Restored(
         assembly, words, config, int(checkpoint["global_step"]), int(entry["samples_seen"]), path, read_sidecar(path).sha256, torch.device(device)
     )
+
+
+def _restore_folder(folder: Path, device: torch.device | str) -> Restored:
+    """What `vlpkit.folder.write` wrote: the model alone, so queues stand as they do at the start."""
+    source, path = read_own_folder(folder), folder / WEIGHTS
+    assert source.config is not None and source.words is not None and source.facts is not None
+    assembly = _assembled(source.config, source.words, place=str(folder))
+    first = canonical(everything(assembly.model))
+    state = {name: source.tensors[kept] for name, kept in first.items() if kept in source.tensors}
+    _fit(assembly.model, {**source.tensors, **state}, place=str(path))
+    assembly.model.load_state_dict(state, strict=True)
+    nn.ModuleDict({"model": assembly.model, "objectives": nn.ModuleDict(assembly.objectives)}).eval().to(device)
+    log.info("%s: %s after step %d", path, assembly.model.name, source.facts["step"])
+    return Restored(assembly, source.words, source.config, source.facts["step"], source.facts["samples_seen"], path, digest(path), torch.device(device))
+
+
+def _assembled(config: Mapping[str, Any], words: Words, *, place: str) -> Assembly:
+    _only_parts(config, place=place)
+    # How long a warm-up or a ramp lasts depends on data that need not be here, and moves no weight: any clock will do.
+    with torch.random.fork_rng(devices=[]):
+        return assemble(_without_outside_weights(config), words=words, clock=Clock(batch=1, samples_per_epoch=1, total_steps=1), with_teacher=False)
 
 
 def _fit(module: nn.Module, state: Mapping[str, Tensor], *, place: str) -> None:

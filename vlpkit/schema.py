@@ -33,7 +33,7 @@ class Root:
         seed: of everything random.
         run_dir: run folder; null makes a new one.
         resume: auto, or a checkpoint or run folder; null starts afresh.
-        weights: outside weights to start from.
+        weights: a file or folder of weights to start from, or one for a part: {vision: FILE, text: FILE}.
         plugins: modules of one's own that `_target_` may name.
     """
 
@@ -55,7 +55,7 @@ class Root:
     seed: int = 0
     run_dir: str | None = None
     resume: str | None = None
-    weights: str | None = None
+    weights: Any = None
     plugins: list[str] = field(default_factory=list)
 
 

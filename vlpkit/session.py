@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from vlpkit import dist
-from vlpkit.assemble import Assembly, assemble, dry_step, give_teacher, image_size
+from vlpkit.assemble import assemble, dry_step, give_teacher, image_size
 from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
@@ -25,6 +24,8 @@ from vlpkit.lit import PretrainModule
 from vlpkit.loggers import build_loggers
 from vlpkit.program import Job
 from vlpkit.runfolder import record
+from vlpkit.sidecar import write_text
+from vlpkit.start import ACCOUNT, start
 from vlpkit.streams import seed_of
 from vlpkit.trainer import Settings, build_callbacks, build_trainer
 
@@ -65,8 +66,10 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
 
     Raises:
         AssemblyError: what would have failed in the first step.
+        WeightsError: weights to start from that do not fit.
     """
     made, passes = dry_step(job.settings, words=words, clock=clock)
+    taken = start(made.model, job.weights, words=words)
     fitting(_evaluators(job), made)
     data = job.settings["data"]
     facts = {
@@ -74,6 +77,7 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
         "length": f"{clock.total_steps} steps, {(clock.total_steps or 0) * data['batch'] / (clock.samples_per_epoch or 1):.2f} epochs of {clock.samples_per_epoch} pairs",
         "words": f"{words.size}, at most {words.length} a text",
     }
+    facts |= {f"starts from{f' ({one.part})' if one.part else ''}": f"{one.path} ({one.layout.name})" for one in taken}
     text = card(made, passes, job.dropped, facts)
     if not job.only_check:
         record(job.run, config=job.settings, card=text)
@@ -120,21 +124,16 @@ def make_module(job: Job, words: Words, clock: Clock, text: str) -> PretrainModu
     settings = job.settings
     torch.manual_seed(seed_of(settings["seed"], "weights"))
     assembly = assemble(settings, words=words, clock=clock, with_teacher=False)
-    if settings["weights"] is not None and job.run.checkpoint is None:
-        _start_from(assembly, Path(settings["weights"]))
+    taken = start(assembly.model, job.weights, words=words)
+    for one in taken:
+        log.info("%s", one)
+    if taken and dist.once():
+        write_text(job.run.folder / ACCOUNT, "\n\n".join(one.full() for one in taken) + "\n")
     give_teacher(assembly, settings, clock)
     optim = build(settings["optim"], clock, where="optim", total=clock.total_steps)
     trainer = settings["trainer"]
     extra = {"config": settings, "words": words.to_state(), "card": text}
     return PretrainModule(assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra)
-
-
-def _start_from(assembly: Assembly, source: Path) -> None:
-    from vlpkit.restore import restore
-
-    found = restore(source)
-    assembly.model.load_state_dict(found.model.state_dict())
-    log.info("weights: those of step %d of %s", found.step, source)
 
 
 def fit(job: Job, trainer: pl.Trainer, module: PretrainModule, data: DataModule) -> None:

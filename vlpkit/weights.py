@@ -4,13 +4,15 @@ listed as fresh, and anything left over is an error. The same table read backwar
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
 
 from vlpkit.errors import WeightsError, did_you_mean
 
@@ -23,17 +25,72 @@ _SHOWN = 8
 
 
 class Transform(NamedTuple):
-    """What happens to a tensor on its way in, given the shape it must end in; and on its way out, given its source's shape."""
+    """What happens to a tensor on its way between two files.
 
-    into: Callable[[Tensor, torch.Size], Tensor]
-    out: Callable[[Tensor, torch.Size], Tensor]
+    Args:
+        into: the tensor and the shape it must end in; what it cannot bring there it gives back as it was.
+        out: the way back: the tensor and the shape that its source had.
+        outside: the shape that a tensor of ours has outside.
+        remedy: of a misfit, from the shape that came and the shape here; "" when there is none.
+    """
+
+    into: Callable[[Tensor, Size], Tensor] = lambda x, shape: x
+    out: Callable[[Tensor, Size], Tensor] = lambda x, shape: x
+    outside: Callable[[Size], Size] = lambda shape: shape
+    remedy: Callable[[Size, Size], str] = lambda found, shape: ""
+
+
+def _same_but_units(x: Tensor, shape: Size) -> Tensor:
+    return x.reshape(shape) if [n for n in x.shape if n != 1] == [n for n in shape if n != 1] else x
+
+
+def _no_units(shape: Size) -> Size:
+    return Size(n for n in shape if n != 1)
+
+
+def _side(rows: int) -> tuple[int, int] | None:
+    """(rows before the grid, side of the grid): a class row and a square, or a square alone."""
+    for first in (1, 0):
+        side = math.isqrt(max(rows - first, 0))
+        if side and side * side == rows - first:
+            return first, side
+    return None
+
+
+def _grid(x: Tensor, shape: Size) -> Tensor:
+    """(..., N, D) positions of one grid to those of another: the class row stays, the square is interpolated (bicubic, no antialiasing)."""
+    if x.numel() == shape.numel():
+        return _same_but_units(x, shape)
+    found, wanted = (_side(n[-2]) if len(n) > 1 and _no_units(n[:-2]) == Size() else None for n in (x.shape, shape))
+    if found is None or wanted is None or found[0] != wanted[0] or x.shape[-1] != shape[-1]:
+        return x
+    (first, old), (_, new), dim = found, wanted, shape[-1]
+    rows = x.reshape(-1, dim).float()
+    square = F.interpolate(rows[first:].view(1, old, old, dim).permute(0, 3, 1, 2), size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([rows[:first], square.permute(0, 2, 3, 1).reshape(new * new, dim)]).to(x.dtype).reshape(shape)
+
+
+def _too_short(found: Size, shape: Size) -> str:
+    if len(found) != 2 or found[1:] != shape[1:]:
+        return ""
+    return f"the file knows positions of {found[0]} tokens, this model has {shape[0]}; a table can be cut, not grown: size.positions={found[0]}"
+
+
+def _other_words(found: Size, shape: Size) -> str:
+    if len(found) != len(shape) or found[1:] != shape[1:]:
+        return ""
+    return f"the file's vocabulary has {found[0]} words, the tokenizer {shape[0]}; take the tokenizer of the weights: size.vocab=null model.text.words.name=FOLDER"
 
 
 TRANSFORMS: dict[str, Transform] = {
-    "": Transform(lambda x, shape: x, lambda x, shape: x),
-    "transpose": Transform(lambda x, shape: x.transpose(-1, -2), lambda x, shape: x.transpose(-1, -2)),
+    "": Transform(),
+    "transpose": Transform(lambda x, shape: x.transpose(-1, -2), lambda x, shape: x.transpose(-1, -2), lambda shape: Size((*shape[:-2], shape[-1], shape[-2]))),
     # only units may come or go: a reshape that mixed dimensions would load without a word and mean nothing
-    "squeeze": Transform(lambda x, shape: _same_but_units(x, shape), lambda x, shape: _same_but_units(x, shape)),
+    "squeeze": Transform(_same_but_units, _same_but_units, _no_units),
+    "grid": Transform(_grid, _same_but_units),
+    "squeeze grid": Transform(_grid, _same_but_units, _no_units),
+    "cut": Transform(lambda x, shape: x[: shape[0]] if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),
+    "words": Transform(remedy=_other_words),
     # biases of queries and values around keys without one: a bias of keys shifts all logits of a row alike and changes nothing
     "around": Transform(lambda x, shape: torch.cat([x[: len(x) // 2], x.new_zeros(len(x) // 2), x[len(x) // 2 :]]), lambda x, shape: torch.cat([*x.chunk(3)[::2]])),
     # one row of a table that is several tensors here; rows of a table with more than one such line lead to different places
@@ -43,17 +100,14 @@ TRANSFORMS: dict[str, Transform] = {
     "from 2": Transform(lambda x, shape: x[2:], lambda x, shape: torch.cat([x.new_zeros(2, *x.shape[1:]), x])),
     "from 2, squeeze": Transform(lambda x, shape: x[None, 2:], lambda x, shape: torch.cat([x.new_zeros(2, x.shape[-1]), x[0]])),
 }
+_RESIZING = ("grid", "squeeze grid", "cut")
 _SHARED = ("row 0", "row 1")  # transforms that leave the rest of their source to other lines
 
 
-def _alone(x: Tensor, shape: torch.Size, row: int) -> Tensor:
+def _alone(x: Tensor, shape: Size, row: int) -> Tensor:
     whole = x.new_zeros(shape)
     whole[row] = x
     return whole
-
-
-def _same_but_units(x: Tensor, shape: torch.Size) -> Tensor:
-    return x.reshape(shape) if [n for n in x.shape if n != 1] == [n for n in shape if n != 1] else x
 
 
 class Row(NamedTuple):
@@ -98,7 +152,7 @@ class _Match(NamedTuple):
     turns: int               # how many there are
 
 
-def _match(pattern: str, key: str) -> _Match | None:
+def match(pattern: str, key: str) -> _Match | None:
     segments, names = pattern.split("."), key.split(".")
     stars: list[str] = []
     turn, turns = 0, 1
@@ -125,6 +179,25 @@ def _match(pattern: str, key: str) -> _Match | None:
     return _Match(tuple(stars), turn, turns) if len(segments) == len(names) else None
 
 
+def _sources(pattern: str, stars: Sequence[str]) -> list[str]:
+    """The keys that a source pattern stands for, one an alternative; none when a number lies outside its range."""
+    left, keys = iter(stars), [""]
+    for segment in pattern.split("."):
+        found = _RANGE.fullmatch(segment)
+        if segment in ("*", "**"):
+            choices = [next(left)]
+        elif found:
+            star = next(left)
+            number = int(star) + int(found[1]) if star.isdigit() else -1
+            if number < 0 or (found[2] and number > int(found[2])):
+                return []
+            choices = [str(number)]
+        else:
+            choices = segment.strip("{}").split(",")
+        keys = [f"{key}.{choice}" if key else choice for key in keys for choice in choices]
+    return keys
+
+
 def _fill(pattern: str, stars: Sequence[str]) -> str:
     left = iter(stars)
     return ".".join(next(left) if segment in ("*", "**") else segment for segment in pattern.split("."))
@@ -143,7 +216,7 @@ class Piece(NamedTuple):
 
     target: str
     sources: tuple[str, ...]
-    shapes: tuple[torch.Size, ...]
+    shapes: tuple[Size, ...]
     transform: str
     among: tuple[str, ...] = ()
 
@@ -156,17 +229,28 @@ class Report:
         pieces: in the order of the table; one target may be made twice, from tied tensors that a file holds under each name.
         dropped: source keys that the table lets go.
         fresh: target keys that keep what they had.
+        resized: position tables that were fitted to another length, each with both shapes.
     """
 
     pieces: tuple[Piece, ...]
     dropped: tuple[str, ...]
     fresh: tuple[str, ...]
+    resized: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         taken, filled = sum(len(piece.sources) for piece in self.pieces), len({piece.target for piece in self.pieces})
         lines = [f"{taken} source keys fill {filled} of ours; {len(self.dropped)} dropped, {len(self.fresh)} fresh"]
         lines += [f"  dropped: {_listed(self.dropped)}"] if self.dropped else []
         lines += [f"  fresh: {_listed(self.fresh)}"] if self.fresh else []
+        lines += [f"  resized: {line}" for line in self.resized]
+        return "\n".join(lines)
+
+    def full(self) -> str:
+        """Every key, one a line."""
+        lines = [str(self).partition("\n")[0]]
+        lines += [f"  {' + '.join(piece.sources)} -> {piece.target}" for piece in self.pieces]
+        for what, keys in (("dropped", self.dropped), ("fresh", self.fresh), ("resized", self.resized)):
+            lines += [f"  {what}: {key}" for key in keys]
         return "\n".join(lines)
 
 
@@ -180,7 +264,7 @@ def canonical(target: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in target.items()}
 
 
-def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[str, str]) -> Report:
+def plan(source: Mapping[str, Size], table: Sequence[Row], names: Mapping[str, str]) -> Report:
     """Decide what becomes of every key, without touching a number.
 
     Args:
@@ -196,7 +280,7 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
     needs: dict[tuple[int, str], int] = {}
     unknown, astray, dropped, torn = [], [], [], []
     for key in source:
-        matching = [(n, m) for n, row in enumerate(table) if row.source != FRESH and (m := _match(row.source, key))]
+        matching = [(n, m) for n, row in enumerate(table) if row.source != FRESH and (m := match(row.source, key))]
         shared = [(n, m) for n, m in matching if table[n].transform in _SHARED]
         if not matching:
             unknown.append(key)
@@ -216,7 +300,7 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
     torn += [f"{name} needs {needs[at]} sources and has {', '.join(keys.values())}" for at, keys in made.items() if len(keys) < needs[at] for name in at[1:]]
     filled = {names[name] for _, name in made}
     left = [name for name, first in names.items() if name == first and first not in filled]
-    fresh = [name for name in left if any(row.source == FRESH and _match(row.target, name) for row in table)]
+    fresh = [name for name in left if any(row.source == FRESH and match(row.target, name) for row in table)]
     left = [name for name in left if name not in fresh]
     found_wrong = (("no row of the table names", unknown), ("a row leads to what is not here:", astray), ("sources that do not add up:", torn), ("nothing fills", left))
     if any(keys for _, keys in found_wrong):
@@ -229,14 +313,20 @@ def plan(source: Mapping[str, torch.Size], table: Sequence[Row], names: Mapping[
     return Report(tuple(pieces), tuple(dropped), tuple(fresh))
 
 
-def convert(source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
-    """Bring outside tensors into our names, shapes and types.
+Spare = Callable[[Piece, Size, Size], bool]
+
+
+def convert(
+    source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[str, Tensor], *, spare: Spare = lambda piece, found, shape: False
+) -> tuple[dict[str, Tensor], Report]:
+    """Bring outside tensors into our names, shapes and types; on the meta device nothing but shapes is compared.
 
     Args:
         source: tensors under their outside names.
         table: rows in order; the first that matches a source key decides.
         target: our tensors by name; shapes and types are read, values are not. A tensor with several names counts as filled when
             one of them is.
+        spare: whether a misfit of two shapes, that which came and ours, is to be passed over, and the tensor left out.
 
     Returns:
         Tensors under the first of our names, and the report.
@@ -247,7 +337,7 @@ def convert(source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[
     names = canonical(target)
     report = plan({key: tensor.shape for key, tensor in source.items()}, table, names)
     made: dict[str, Tensor] = {}
-    wrong = []
+    wrong, resized = [], []
     for piece in report.pieces:
         ours, what = target[piece.target], " + ".join(piece.sources)
         x = source[piece.sources[0]] if len(piece.sources) == 1 else torch.cat([source[key] for key in piece.sources])
@@ -257,14 +347,44 @@ def convert(source: Mapping[str, Tensor], table: Sequence[Row], target: Mapping[
                 wrong.append(f"{what} has {len(x)} rows, {', '.join(piece.among)} take {sum(rows)}")
                 continue
             x = x.split(rows)[piece.among.index(piece.target)]
-        x = TRANSFORMS[piece.transform].into(x, ours.shape).to(ours.dtype)
+        came, transform = x, TRANSFORMS[piece.transform]
+        x = transform.into(x, ours.shape).to(ours.dtype)
+        if x.shape != ours.shape and spare(piece, x.shape, ours.shape):
+            continue
         if x.shape != ours.shape:
-            wrong.append(f"{what} is {tuple(x.shape)}, {piece.target} is {tuple(ours.shape)}")
-        elif not torch.equal(made.setdefault(names[piece.target], x), x):
+            remedy = transform.remedy(x.shape, ours.shape)
+            wrong.append(f"{what} is {tuple(x.shape)}, {piece.target} is {tuple(ours.shape)}" + (f": {remedy}" if remedy else ""))
+            continue
+        if came.numel() != x.numel() and piece.transform in _RESIZING:
+            resized.append(f"{piece.target} from {tuple(came.shape)} to {tuple(x.shape)}")
+        if not _equal(made.setdefault(names[piece.target], x), x):
             wrong.append(f"{what} differs from another source of {names[piece.target]}, though they are one tensor here")
     if wrong:
         raise WeightsError("the weights do not fit\n" + "\n".join(f"  {line}" for line in wrong[:_SHOWN]) + (f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""))
-    return made, report
+    return made, replace(report, resized=tuple(resized))
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or a.is_meta or b.is_meta or torch.equal(a, b)
+
+
+def outward(ours: Mapping[str, Size], table: Sequence[Row]) -> dict[str, Size]:
+    """The keys of a file that a table would read our tensors from, with their shapes: the table backwards.
+
+    Args:
+        ours: shapes by our name; names that no row leads to have no place outside.
+        table: rows in order.
+    """
+    keys: dict[str, Size] = {}
+    for row in table:
+        for name, shape in ours.items():
+            if row.source == FRESH or row.target == DROPPED or (found := match(row.target, name)) is None:
+                continue
+            whole = TRANSFORMS[row.transform].outside(shape)
+            made = _sources(row.source, found.stars)
+            for key in made:
+                keys.setdefault(key, Size([whole[0] // len(made), *whole[1:]]) if len(made) > 1 else whole)
+    return keys
 
 
 def revert(values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
@@ -286,7 +406,7 @@ def revert(values: Mapping[str, Tensor], report: Report) -> dict[str, Tensor]:
                 out[piece.sources[0]] = torch.cat([TRANSFORMS[piece.transform].out(values[name], values[name].shape) for name in piece.among])
             continue
         rows = [shape[0] if shape else 1 for shape in piece.shapes]
-        whole = piece.shapes[0] if len(rows) == 1 else torch.Size([sum(rows), *piece.shapes[0][1:]])
+        whole = piece.shapes[0] if len(rows) == 1 else Size([sum(rows), *piece.shapes[0][1:]])
         x = TRANSFORMS[piece.transform].out(values[piece.target], whole)
         if piece.transform in _SHARED and piece.sources[0] in out:
             x = x + out[piece.sources[0]]

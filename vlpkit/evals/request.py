@@ -35,7 +35,7 @@ evaluate.py measures a trained model: numbers, predictions, a table.
   python evaluate.py run=runs/a task=retrieval data=flickr30k      other data: an option of conf/data ...
   python evaluate.py run=runs/a data.val_shards='/my/val-*.tar'    ... or other shards
 
-  run=        a run folder (its newest whole checkpoint) or a checkpoint file
+  run=        a run folder (its newest whole checkpoint), a checkpoint file, or a folder of scripts/convert.py
   task=       {tasks}, several with commas, or all (what the model supports)
   data=       an option of conf/data; data.KEY=value changes one of its keys
   device=     auto, cpu or cuda
@@ -164,7 +164,7 @@ def _run(words: Mapping[str, Any]) -> Path:
     if not run.is_dir():
         near = sorted(path.name for path in run.parent.iterdir() if path.is_dir()) if run.parent.is_dir() else []
         raise ConfigError(f"run: there is no {run} (accepted: a run folder or a checkpoint file). {did_you_mean(run.name, near)}".rstrip())
-    if not any(run.glob("*.ckpt")) and not any(run.glob("checkpoints/*.ckpt")):
+    if not any(any(run.glob(pattern)) for pattern in ("*.ckpt", "checkpoints/*.ckpt", "model.safetensors")):
         raise ConfigError(f"run: {run} holds no checkpoint (accepted: a run folder with checkpoints/step_*.ckpt, or a checkpoint file).")
     return run
 

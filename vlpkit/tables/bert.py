@@ -9,8 +9,8 @@ def embedding_rows(source: str, embed: str, *, segments: bool) -> list[str]:
     """Rows of the word, position and, where kept, segment tables."""
     segment = f"{embed}.segment.weight" if segments else "(dropped)"
     return [
-        f"{source}embeddings.word_embeddings.weight        -> {embed}.word.weight",
-        f"{source}embeddings.position_embeddings.weight    -> {embed}.position.weight",
+        f"{source}embeddings.word_embeddings.weight        -> {embed}.word.weight | words",
+        f"{source}embeddings.position_embeddings.weight    -> {embed}.position.weight | cut",
         f"{source}embeddings.token_type_embeddings.weight  -> {segment}",
         f"{source}embeddings.LayerNorm.*                   -> {embed}.norm.*",
         f"{source}embeddings.position_ids                  -> (dropped)",
@@ -55,9 +55,9 @@ def words_rows(source: str, head: str) -> list[str]:
     return [
         f"{source}transform.dense.*      -> {head}.dense.*",
         f"{source}transform.LayerNorm.*  -> {head}.norm.*",
-        f"{source}decoder.weight         -> {head}.out.weight",
-        f"{source}decoder.bias           -> {head}.out.bias",
-        f"{source}bias                   -> {head}.out.bias",
+        f"{source}decoder.weight         -> {head}.out.weight | words",
+        f"{source}decoder.bias           -> {head}.out.bias | words",
+        f"{source}bias                   -> {head}.out.bias | words",
     ]
 
 

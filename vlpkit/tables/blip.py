@@ -44,7 +44,7 @@ def _hf_vision() -> list[str]:
     block, ours = "vision_model.encoder.layers.*", "vision.trunk.blocks.*"
     return [
         "vision_model.embeddings.class_embedding     -> vision.embed.cls",
-        "vision_model.embeddings.position_embedding  -> vision.embed.position",
+        "vision_model.embeddings.position_embedding  -> vision.embed.position | grid",
         "vision_model.embeddings.patch_embedding.*   -> vision.embed.proj.*",
         f"{block}.layer_norm1.*                      -> {ours}.self.norm.*",
         f"{block}.self_attn.qkv.*                    -> {ours}.self.body.qkv.*",

@@ -11,7 +11,7 @@ def vit_rows(source: str, part: str) -> list[str]:
     ours = f"{part}.trunk.blocks.*"
     return [
         f"{source}cls_token            -> {part}.embed.cls",
-        f"{source}pos_embed            -> {part}.embed.position",
+        f"{source}pos_embed            -> {part}.embed.position | grid",
         f"{source}patch_embed.proj.*   -> {part}.embed.proj.*",
         f"{block}.norm1.*              -> {ours}.self.norm.*",
         f"{block}.attn.qkv.*           -> {ours}.self.body.qkv.*",
