@@ -100,12 +100,12 @@ def convert(source: Path, out: Path, *, to: str = "folder", layout: str | None =
     Raises:
         VlpError: what cannot be read, fits nothing, or cannot be expressed outside; then nothing is left under `out`.
     """
+    if not source.exists():
+        raise ConfigError(f"{source}: there is no such file or folder. Name a run, a folder or a file of weights; --help says which")
     from vlpkit import export, folder
-    from vlpkit.source import ACCEPTED, is_run
+    from vlpkit.source import is_run
 
     folder.check_new(out)
-    if not source.exists():
-        raise ConfigError(f"{source}: there is no such file or folder (accepted: {ACCEPTED})")
     own = is_run(source)
     if own and (layout or overrides):
         raise ConfigError(f"{source}: is our own and knows its model; leave out {' '.join([*overrides, *([f'--layout {layout}'] if layout else [])])}")

@@ -242,7 +242,7 @@ def to_transformers(out: Path, *, model: VLModel, words: Words, config: Mapping[
         for form, settings, tensors in ready:
             folder = top / form.folder
             folder.mkdir(exist_ok=True)
-            save(tensors, folder / "model.safetensors")
+            save(tensors, folder / "model.safetensors", "format", "pt")
             write_json(folder / "config.json", settings)
             write_json(folder / "preprocessor_config.json", _image_processor(image, settings["model_type"]))
             notes = [*_write_tokenizer(folder, words), *_notes(form)]
@@ -264,7 +264,7 @@ def to_open_clip(out: Path, *, model: VLModel, words: Words, config: Mapping[str
         "resize_mode": {"crop": "shortest", "squash": "squash"}[image["resize"]],
     }  # fmt: skip
     with new_folder(out) as folder:
-        save(tensors, folder / "open_clip_model.safetensors")
+        save(tensors, folder / "open_clip_model.safetensors", "format", "pt")
         write_json(folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": prepared})
         notes = _write_tokenizer(folder, words)
         (folder / CARD).write_text("\n".join([card.rstrip("\n"), "", *notes]).rstrip("\n") + "\n", encoding="utf-8")

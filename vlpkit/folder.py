@@ -56,9 +56,9 @@ def own_tensors(model: VLModel) -> dict[str, Tensor]:
     return {name: held[name] for name, first in canonical(held).items() if name == first}
 
 
-def save(tensors: Mapping[str, Tensor], path: Path, **facts: str) -> None:
-    """A safetensors file; a tensor that stands under several names is written under each."""
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt", **facts})
+def save(tensors: Mapping[str, Tensor], path: Path, key: str, value: str) -> None:
+    """A safetensors file with one word about it (several would stand in any order); a tensor that has several names is written under each."""
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, metadata={key: value})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ def write(out: Path, *, model: VLModel, words: Words, config: Mapping[str, Any],
         samples_seen: pairs consumed by them.
     """
     with new_folder(out) as folder:
-        save(own_tensors(model), folder / WEIGHTS, vlpkit=__version__, step=str(step), samples_seen=str(samples_seen))
+        save(own_tensors(model), folder / WEIGHTS, "vlpkit", json.dumps({"version": __version__, "step": step, "samples_seen": samples_seen}))
         (folder / CONFIG).write_text(yaml.safe_dump(redact(config), sort_keys=False, width=120), encoding="utf-8")
         words.save(folder / TOKENIZER)
         write_json(folder / PREPROCESSING, preprocessing(model, config))

@@ -149,7 +149,7 @@ def _fit(module: nn.Module, state: Mapping[str, Tensor], *, place: str) -> None:
 
 def _only_parts(config: Mapping[str, Any], *, place: str) -> None:
     """Refuse a configuration that would call anything but a part of a model."""
-    for block in ("model", "objectives", "draws", "plan"):
+    for block in ("model", "objectives", "draws", "plan", "teacher"):
         for where, target in _targets(config.get(block), block):
             if where == "model.text.words":
                 continue  # the tokenizer comes from the checkpoint, this is never called

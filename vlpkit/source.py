@@ -115,10 +115,10 @@ def read_own_folder(path: Path) -> Source:
     """What `vlpkit.folder.write` wrote."""
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
-            said = file.metadata() or {}
+            said = json.loads((file.metadata() or {}).get("vlpkit", "{}"))
         facts = {word: int(said.get(word, 0)) for word in ("step", "samples_seen")}
         config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError, yaml.YAMLError) as error:
         raise WeightsError(f"{path}: cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path / CONFIG}: is empty or no mapping")

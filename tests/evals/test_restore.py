@@ -100,12 +100,15 @@ def test_a_flipped_byte_is_found(clip: Path, tmp_path: Path) -> None:
     ("block", "key", "target"),
     [
         ("model", "vision", "vlpkit.data.shapes.write.write_world"), ("objectives", "itc", "os.system"), ("draws", "extra", "subprocess.run"),
+        ("teacher", "extra", "vlpkit.data.shapes.write.write_world"),
         ("model", "vision", "vlpkit.encoders.encoder.torch.hub.load"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_calls_anything_but_a_part_is_refused(clip: Path, tmp_path: Path, block: str, key: str, target: str) -> None:
     def change(checkpoint: dict[str, Any]) -> None:
-        checkpoint["vlpkit"]["config"][block].setdefault(key, {})["_target_"] = target
+        config = checkpoint["vlpkit"]["config"]
+        config[block] = config[block] or {}   # a CLIP has no teacher
+        config[block].setdefault(key, {})["_target_"] = target
 
     with pytest.raises(ConfigError) as caught:
         restore(changed(clip, tmp_path, change))

@@ -64,6 +64,7 @@ class _Watch:
     def __init__(self) -> None:
         self._waiting = self._missed = False
         self._theirs: Any = None
+        self._readers: Sequence[Any] = ()  # processes behind the item that is awaited
 
     def install(self) -> None:
         """Stand before torch's handler, once it is there."""
@@ -76,20 +77,29 @@ class _Watch:
 
     def next(self, stream: Iterator[T]) -> T:
         """The next item, or RuntimeError when a worker has died."""
-        self._waiting = True
+        self._waiting, self._readers = True, getattr(stream, "_workers", ())
         try:
             if self._missed:
                 self._missed = False
                 self._theirs(signal.SIGCHLD, None)
+            self._look()
             return next(stream)
         finally:
-            self._waiting = False
+            self._waiting, self._readers = False, ()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._waiting:
             self._theirs(number, frame)
+            self._look()
         else:
             self._missed = True
+
+    def _look(self) -> None:
+        # Torch asks the system, which has forgotten a process that somebody has waited for already: then the items of a
+        # dead reader would be awaited until patience ends.
+        for reader in self._readers:
+            if reader.exitcode not in (None, 0):
+                raise RuntimeError(f"DataLoader worker (pid {reader.pid}) ended with {reader.exitcode}")
 
 
 _watch = _Watch()
