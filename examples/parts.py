@@ -20,6 +20,7 @@ class TwoLayerProjector(nn.Module):
 
     def __init__(self, dim: int, *, out: int, pool: str = "first", bias: bool = True) -> None:
         super().__init__()
+        self.space = out  # what the contract asks for: the width of the points
         self.pool, self.hidden, self.out = pool, nn.Linear(dim, dim, bias=bias), nn.Linear(dim, out, bias=bias)
 
     def forward(self, s: Stream) -> Tensor:
