@@ -104,5 +104,6 @@ def _short(file: str, conf: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

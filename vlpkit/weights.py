@@ -153,6 +153,7 @@ class _Match(NamedTuple):
 
 
 def match(pattern: str, key: str) -> _Match | None:
+    """What a source pattern found in a key; None when they do not fit."""
     segments, names = pattern.split("."), key.split(".")
     stars: list[str] = []
     turn, turns = 0, 1

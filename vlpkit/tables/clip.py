@@ -5,7 +5,8 @@ from __future__ import annotations
 from vlpkit.weights import Row, parse
 
 
-def _open_block(source: str, part: str) -> list[str]:
+def open_block(source: str, part: str) -> list[str]:
+    """Rows of the layers of a tower, as OpenAI named them and open_clip does."""
     block, ours = f"{source}transformer.resblocks.*", f"{part}.trunk.blocks.*"
     return [
         f"{block}.ln_1.*               -> {ours}.self.norm.*",
@@ -18,19 +19,26 @@ def _open_block(source: str, part: str) -> list[str]:
     ]
 
 
+def open_image_rows(source: str) -> list[str]:
+    """Rows of the image tower but for its projection, as OpenAI named them and open_clip does."""
+    return [
+        f"{source}class_embedding       -> vision.embed.cls | squeeze",
+        f"{source}positional_embedding  -> vision.embed.position | squeeze grid",
+        f"{source}conv1.weight          -> vision.embed.proj.weight",
+        f"{source}ln_pre.*              -> vision.embed.norm.*",
+        *open_block(source, "vision"),
+        f"{source}ln_post.*             -> vision.trunk.norm.*",
+    ]
+
+
 def open_clip() -> list[Row]:
     """open_clip's CLIP with its text tower at the top level, and OpenAI's files, which carry three sizes beside the weights."""
     return parse([
-        "visual.class_embedding       -> vision.embed.cls | squeeze",
-        "visual.positional_embedding  -> vision.embed.position | squeeze grid",
-        "visual.conv1.weight          -> vision.embed.proj.weight",
-        "visual.ln_pre.*              -> vision.embed.norm.*",
-        *_open_block("visual.", "vision"),
-        "visual.ln_post.*             -> vision.trunk.norm.*",
+        *open_image_rows("visual."),
         "visual.proj                  -> align.v.out.weight | transpose",
         "token_embedding.weight       -> text.embed.word.weight | words",
         "positional_embedding         -> text.embed.position.weight | cut",
-        *_open_block("", "text"),
+        *open_block("", "text"),
         "ln_final.*                   -> text.trunk.norm.*",
         "text_projection              -> align.w.out.weight | transpose",
         "logit_scale                  -> align.log_scale",
@@ -41,7 +49,8 @@ def open_clip() -> list[Row]:
     ])
 
 
-def _hf_block(source: str, part: str) -> list[str]:
+def hf_block(source: str, part: str) -> list[str]:
+    """Rows of the layers of a tower, as transformers names CLIP's and SigLIP's."""
     block, ours = f"{source}encoder.layers.*", f"{part}.trunk.blocks.*"
     return [
         f"{block}.layer_norm1.*                       -> {ours}.self.norm.*",
@@ -59,12 +68,12 @@ def transformers_clip() -> list[Row]:
         "vision_model.embeddings.position_embedding.weight  -> vision.embed.position | squeeze grid",
         "vision_model.embeddings.patch_embedding.weight     -> vision.embed.proj.weight",
         "vision_model.pre_layrnorm.*                        -> vision.embed.norm.*",
-        *_hf_block("vision_model.", "vision"),
+        *hf_block("vision_model.", "vision"),
         "vision_model.post_layernorm.*                      -> vision.trunk.norm.*",
         "visual_projection.weight                           -> align.v.out.weight",
         "text_model.embeddings.token_embedding.weight       -> text.embed.word.weight | words",
         "text_model.embeddings.position_embedding.weight    -> text.embed.position.weight | cut",
-        *_hf_block("text_model.", "text"),
+        *hf_block("text_model.", "text"),
         "text_model.final_layer_norm.*                      -> text.trunk.norm.*",
         "text_projection.weight                             -> align.w.out.weight",
         "logit_scale                                        -> align.log_scale",

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from vlpkit.tables.bert import layer_rows, words_rows
+from vlpkit.tables.bert import embedding_rows, layer_rows, words_rows
+from vlpkit.tables.clip import open_image_rows
 from vlpkit.weights import Row, parse
-
-
-def _vision() -> list[str]:
-    block, ours = "vit_model.visual.transformer.resblocks.*", "vision.trunk.blocks.*"
-    return [
-        "vit_model.visual.class_embedding       -> vision.embed.cls | squeeze",
-        "vit_model.visual.positional_embedding  -> vision.embed.position | squeeze",
-        "vit_model.visual.conv1.weight          -> vision.embed.proj.weight",
-        "vit_model.visual.ln_pre.*              -> vision.embed.norm.*",
-        f"{block}.ln_1.*                        -> {ours}.self.norm.*",
-        f"{block}.attn.in_proj_weight           -> {ours}.self.body.qkv.weight",
-        f"{block}.attn.in_proj_bias             -> {ours}.self.body.qkv.bias",
-        f"{block}.attn.out_proj.*               -> {ours}.self.body.out.*",
-        f"{block}.ln_2.*                        -> {ours}.ffn.norm.*",
-        f"{block}.mlp.c_fc.*                    -> {ours}.ffn.body.fc1.*",
-        f"{block}.mlp.c_proj.*                  -> {ours}.ffn.body.fc2.*",
-        "vit_model.visual.ln_post.*             -> vision.trunk.norm.*",
-        "vit_model.**                           -> (dropped)",   # what CLIP's text tower leaves behind
-    ]
 
 
 def roberta_rows(source: str, part: str) -> list[str]:
     """Rows of RoBERTa in a trunk of ours: position i of a text stands in row i + 2 of its table."""
     return [
-        f"{source}embeddings.word_embeddings.weight        -> {part}.embed.word.weight",
-        f"{source}embeddings.position_embeddings.weight    -> {part}.embed.position.weight | from 2",
-        f"{source}embeddings.token_type_embeddings.weight  -> {part}.embed.segment.weight",
-        f"{source}embeddings.LayerNorm.*                   -> {part}.embed.norm.*",
-        f"{source}embeddings.position_ids                  -> (dropped)",
+        f"{source}embeddings.position_embeddings.weight  -> {part}.embed.position.weight | from 2",
+        *embedding_rows(source, f"{part}.embed", segments=True),
         *layer_rows(f"{source}encoder.layer.*", f"{part}.trunk.blocks.*"),
         f"{source}pooler.**                                -> (dropped)",
     ]
@@ -41,7 +20,9 @@ def roberta_rows(source: str, part: str) -> list[str]:
 def meter() -> list[Row]:
     """A pre-training checkpoint with CLIP and RoBERTa as its encoders."""
     return parse([
-        *_vision(), *roberta_rows("text_transformer.", "text"),
+        *open_image_rows("vit_model.visual."),
+        "vit_model.**                      -> (dropped)",   # what CLIP's text tower leaves behind
+        *roberta_rows("text_transformer.", "text"),
         "cross_modal_image_transform.*     -> vision.neck.out.*",
         "cross_modal_text_transform.*      -> text.neck.out.*",
         "token_type_embeddings.weight      -> text.neck.side | row 0",
