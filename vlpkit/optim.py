@@ -109,4 +109,4 @@ class Optim:
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0])
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
-        return optimizer, LambdaLR(optimizer, lambda step: self.rate(step) / self.lr)
+        return optimizer, LambdaLR(optimizer, lambda step: self.rate(step) / self.lr if self.lr else 0.0)
