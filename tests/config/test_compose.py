@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vlpkit.check import settle
-from vlpkit.compose import complete_arguments, look_ahead
+from vlpkit.compose import complete_arguments, look_ahead, run_hydra
 from vlpkit.errors import ConfigError
 
 KEYS = "name, model, size, draws, objectives, teacher, plan, data, optim, trainer, logger, evals, paths, debug, total, seed, run_dir, resume, weights, plugins"
@@ -109,6 +113,26 @@ def test_null_takes_a_group_away(conf: Path, argv: str, spelled: str) -> None:
     assert look_ahead(["model=fused", argv], conf=conf).arguments == ["model=fused", spelled]
     cfg = accepted(conf, "model=fused", argv)[0]
     assert {"fusion": "fusion" not in cfg.model, "objective": "_target_" not in cfg.objectives.itc, "teacher": cfg.teacher is None}[argv.partition("=")[0]]
+
+
+def test_a_run_is_composed_once_and_is_what_was_checked(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, checked, ran = 0, list[DictConfig](), list[tuple[DictConfig, list[str]]]()
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(*args: Any, **kwargs: Any) -> DictConfig:
+        nonlocal composed
+        composed += 1
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    argv = ["model=fused", "data.root=x", "seed=3", "model.vision.trunk.ratio=2"]
+    code = run_hydra(lambda cfg: ran.append((cfg, list(HydraConfig.get().overrides.task))), conf=conf, check=checked.append, argv=argv)
+    assert (code, composed, len(ran)) == (0, 1, 1)
+    assert ran[0][0] == checked[0]
+    assert (ran[0][0].seed, ran[0][0].model.vision.trunk.ratio) == (3, 2)
+    assert ran[0][1] == [*argv[:3], "++model.vision.trunk.ratio=2"]
+    assert not HydraConfig.initialized()
 
 
 def test_flags_may_stand_anywhere(conf: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.distributed as td
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,7 +24,7 @@ from vlpkit.streams import Streams
 from vlpkit.types import Batch
 
 WHOLE = {"clip": "itc", "siglip": "sigmoid"}   # recipes whose loss on two ranks is that of one process, and their objective
-RECIPES = (*WHOLE, "albef", "blip")
+RECIPES = (*WHOLE, "albef", "blip", "vlmo")
 STEPS, SEED, LR = 2, 5, 0.1
 
 
@@ -167,3 +170,35 @@ def test_ranks_draw_differently() -> None:
     same = half(batches[0], 0)
     drawn = [Streams(made.model, same, draws=made.draws, seed=(SEED, 0, 0, rank, "pairs"), teacher=made.teacher.model).text("mask.text").ids for rank in range(2)]  # type: ignore[union-attr]
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def mine(rank: int) -> dict[str, Any]:
+    """What this rank drew from all ranks; its texts are longer than those of the other."""
+    td.init_process_group("gloo")
+    made, batches = whole("vlmo")
+    own = half(batches[0], rank)
+    own = replace(own, texts={"clean": own.texts["clean"].widened(20 + 2 * rank)})
+    s = Streams(made.model, own, draws=made.draws, seed=(SEED, rank))
+    pairs, image, text = s.pairing("hard.pairing"), s.image("hard.image"), s.text("hard.text")
+    td.destroy_process_group()
+    return {"pixels": image.pixels, "ids": text.ids, "mask": text.mask, "rows": torch.stack([pairs.image, pairs.text]), "match": pairs.match}
+
+
+def test_raw_negatives_come_from_all_ranks(tmp_path: Path) -> None:
+    _, batches = whole("vlmo")
+    pixels, text = batches[0].images["clean"].pixels, batches[0].texts["clean"].widened(22)
+    assert pixels is not None
+    elsewhere = 0
+    for rank, drawn in enumerate(two(mine, tmp_path)):
+        own = range(4 * rank, 4 * rank + 4)
+        for row in range(8):
+            (place,) = [i for i in range(8) if torch.equal(drawn["pixels"][row], pixels[i])]
+            (words,) = [i for i in range(8) if torch.equal(drawn["ids"][row] * drawn["mask"][row], text.ids[i] * text.mask[i])]
+            if row < 4:
+                assert (place, words) == (own[row], own[row])   # this rank's, in order
+            else:
+                assert place != own[row - 4] and words != own[row - 4]   # never the pair itself
+                elsewhere += (place not in own) + (words not in own)
+        assert drawn["match"].tolist() == [1] * 4 + [0] * 8
+        assert drawn["rows"].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7]]
+    assert elsewhere > 2   # of 16 draws, some over half of the pairs

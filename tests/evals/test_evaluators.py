@@ -19,10 +19,12 @@ from vlpkit.data.shapes.write import write_world
 from vlpkit.errors import AssemblyError, ConfigError, DataError
 from vlpkit.evals.base import Evaluator, fitting
 from vlpkit.evals.caption import Captions
+from vlpkit.evals.heldout import HeldOut
 from vlpkit.evals.pairs import HardPairs
 from vlpkit.evals.retrieval import Retrieval
 from vlpkit.generate import greedy
 from vlpkit.objectives.itm import Match
+from vlpkit.streams import Streams
 from vlpkit.types import Batch, ImageInput, Pairing
 
 torch.set_num_threads(1)
@@ -301,3 +303,30 @@ def test_a_record_with_odd_pairs_is_refused_by_key(tmp_path: Path) -> None:
             new.addfile(member, io.BytesIO(payload))
     with pytest.raises(DataError, match=r"^data\.val_shards: the record of val0000001 has no proper `hard`; it is a list of \[true caption, false caption\]"):
         HardPairs()(*loaded("clip", folder, val_shards="odd-*.tar"))
+
+
+def test_held_out_objectives_are_those_of_the_split(where: Path) -> None:
+    model, data = loaded("beit3", where)
+    found = dict(HeldOut(batch=7)(model, data))
+    names = ("mim", "mlm", "mim_pair", "mlm_pair")
+    assert found.keys() == {f"{name}_{what}" for name in names for what in ("loss", "acc")} | {"count"}
+    assert found["count"] == VAL
+    sums = dict.fromkeys(names, 0.0)
+    model.assembly.model.eval()
+    for number, batch in enumerate(data.eval_batches(batch=7)):
+        assert data.words is not None
+        texts = data.words.encode([captions[0] for captions in batch.captions])
+        s = Streams(
+            model.assembly.model, Batch({"clean": batch.images}, {"clean": texts}, {}, batch.index), draws=model.assembly.draws, seed=("evaluation", number, "pairs")
+        )
+        with torch.no_grad():
+            sums = {name: sums[name] + len(batch.index) * float(model.assembly.objectives[name](s).value) for name in names}
+    assert {name: found[f"{name}_loss"] for name in names} == pytest.approx({name: value / VAL for name, value in sums.items()})
+    assert dict(HeldOut(batch=7)(model, data)) == found   # asked the same again
+    assert all(0 <= found[f"{name}_acc"] <= 100 for name in names)
+
+
+@pytest.mark.parametrize("changes", [{"batch": 1}, {"limit": 0}])
+def test_a_held_out_batch_of_one_has_no_other_pair(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        HeldOut(**changes)   # type: ignore[arg-type]
