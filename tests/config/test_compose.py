@@ -131,7 +131,7 @@ def test_a_run_is_composed_once_and_is_what_was_checked(conf: Path, monkeypatch:
     assert (code, composed, len(ran)) == (0, 1, 1)
     assert ran[0][0] == checked[0]
     assert (ran[0][0].seed, ran[0][0].model.vision.trunk.ratio) == (3, 2)
-    assert ran[0][1] == [*argv[:3], "++model.vision.trunk.ratio=2"]
+    assert ran[0][1] == ["model=fused", "++data.root=x", "seed=3", "++model.vision.trunk.ratio=2"]
     assert not HydraConfig.initialized()
 
 
