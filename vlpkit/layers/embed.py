@@ -42,10 +42,10 @@ def pixels_of(given: ImageInput) -> Tensor:
     return given.pixels
 
 
-def _grid_places(grid: int) -> Tensor:
-    """(1, 1 + g*g, 2) row and column of each patch; the class token is nowhere."""
-    rows, columns = torch.arange(grid).repeat_interleave(grid), torch.arange(grid).repeat(grid)
-    return torch.cat([torch.full((1, 2), -1), torch.stack([rows, columns], 1)])[None]
+def _grid_places(grid: int, *, cls: bool) -> Tensor:
+    """(1, cls + g*g, 2) row and column of each patch; the class token is nowhere."""
+    # From numbers, not from arange: on the meta device that would load half of torch's compiler.
+    return torch.tensor([*([(-1, -1)] if cls else []), *((row, column) for row in range(grid) for column in range(grid))])[None]
 
 
 class PatchEmbed(nn.Module):
@@ -90,7 +90,7 @@ class PatchEmbed(nn.Module):
         self.hole = nn.Parameter(torch.empty(dim)) if hole else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        self.register_buffer("places", _grid_places(self.grid)[:, 0 if cls else 1 :], persistent=False)
+        self.register_buffer("places", _grid_places(self.grid, cls=cls), persistent=False)
         for vector, start in ((self.cls, 0.02), (self.position, position_std), (self.side, 0.02), (self.hole, 0.02)):
             if vector is not None:
                 nn.init.normal_(vector, std=start)
@@ -167,7 +167,7 @@ class WordEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         nn.init.normal_(self.word.weight, std=std)
         self.side = nn.Parameter(torch.empty(dim)) if typed else None
-        self.register_buffer("places", torch.stack([torch.arange(length), torch.zeros(length, dtype=torch.int64)], 1)[None], persistent=False)
+        self.register_buffer("places", torch.tensor([(i, 0) for i in range(length)])[None], persistent=False)
         if self.position is not None:
             nn.init.normal_(self.position.weight, std=position_std)
         if self.segment is not None:
