@@ -174,6 +174,8 @@ def transformers_blip_config(model: VLModel, words: Words, architecture: str) ->
     if architecture == "BlipForConditionalGeneration":
         head, body = model.head("lm"), model.part("decoder").w
         assert isinstance(head, WordsHead)
+        if head.norm is None:
+            raise WeightsError("model.heads.lm: transformers' BLIP has a dense layer and a norm before its output table, this head has none")
         facts |= {"heads__lm__activation": (head.activation, text.activation), "heads__lm__norm__eps": (head.norm.eps, text.eps), "decoder__w__depth": (body.depth, text.depth)}
     _insist(**facts)
     end = _special(words, "sep")

@@ -26,7 +26,10 @@ def decode(overrides: tuple[str, ...], *, cached: bool, by: str, start: str, len
     return greedy(made.model, images, start=words.special[start], stop=words.special["sep"], pad=words.pad, length=length, by=by, cached=cached)
 
 
-@pytest.mark.parametrize(("overrides", "by", "start"), [(("model=blip",), "decoder", "dec"), (MERGED, "fusion", "dec")], ids=["blip", "merged"])
+@pytest.mark.parametrize(
+    ("overrides", "by", "start"), [(("model=blip",), "decoder", "dec"), (MERGED, "fusion", "dec"), (("model=git",), "fusion", "cls")],
+    ids=["blip", "merged", "git"],
+)
 def test_cached_decoding_equals_uncached(overrides: tuple[str, ...], by: str, start: str) -> None:
     kept, anew = (decode(overrides, cached=cached, by=by, start=start) for cached in (True, False))
     assert kept.ids.shape[1] == 9

@@ -12,22 +12,28 @@ from vlpkit.types import Stream
 
 
 class WordsHead(nn.Module):
-    """States to word logits: dense, non-linearity, norm, output table (BERT's prediction head).
+    """States to word logits: dense, non-linearity, norm, output table (BERT's prediction head), or the table alone (GIT).
 
-    Parameters: `dense` (D, D), `norm` (D,), `out` (V, D) with its bias (V,); `out.weight` is usually tied to the word table.
+    Parameters: `dense` (D, D) and `norm` (D,) unless `transform` is off; `out` (V, D) with its bias (V,); `out.weight` is usually tied
+    to the word table.
     """
 
-    def __init__(self, dim: int, *, vocab: int, activation: Activation = "gelu", eps: float = 1e-12) -> None:
+    def __init__(self, dim: int, *, vocab: int, activation: Activation = "gelu", eps: float = 1e-12, transform: bool = True) -> None:
         super().__init__()
-        self.dense, self.norm, self.activation = nn.Linear(dim, dim), nn.LayerNorm(dim, eps=eps), activation
+        self.activation = activation
+        self.dense = nn.Linear(dim, dim) if transform else None
+        self.norm = nn.LayerNorm(dim, eps=eps) if transform else None
         self.out = nn.Linear(dim, vocab)
         for linear in (self.dense, self.out):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., V)."""
-        return self.out(self.norm(activate(self.dense(x), self.activation)))
+        if self.dense is not None and self.norm is not None:
+            x = self.norm(activate(self.dense(x), self.activation))
+        return self.out(x)
 
 
 class CodesHead(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class NextWord(Objective):
         pairing: rows to fuse.
         by: the fusion that decodes.
         smoothing: label smoothing in [0, 1).
+        smooth: who shares the smoothed mass: all words, or all but the right one (GIT's code; its divergence has the same gradient).
+        transform: whether the head has a dense layer and a norm before the output table.
         head: name of the head.
         on: the source it reads.
         weight: factor of its loss in the sum.
@@ -31,19 +34,21 @@ class NextWord(Objective):
 
     def __init__(
         self, *, text: str = "caption.text", labels: str = "caption.labels", image: str = "clean", pairing: str = "aligned", by: str = "decoder",
-        smoothing: float = 0.0, head: str = "lm", on: str = "pairs", weight: float = 1.0,
+        smoothing: float = 0.0, smooth: Literal["all", "others"] = "all", transform: bool = True, head: str = "lm", on: str = "pairs", weight: float = 1.0,
     ) -> None:
         super().__init__(on=on, weight=weight)
         self.text, self.labels, self.image, self.pairing, self.by, self.name = text, labels, image, pairing, by, head
-        self.smoothing = smoothing
+        self.smoothing, self.smooth, self.transform = smoothing, smooth, transform
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
         """A words head."""
-        return {self.name: WordsHead(dims[f"{self.by}.w"], vocab=dims.vocab)}
+        return {self.name: WordsHead(dims[f"{self.by}.w"], vocab=dims.vocab, transform=self.transform)}
 
     def forward(self, s: Streams) -> Loss:
         """Mean over the asked tokens of this rank, in nats."""
         fused = s.fused(self.image, self.text, self.pairing, by=self.by)
         states, asked = pick(fused.w.x[:, :-1], s.labels(self.labels)[:, 1:])
         logits = s.head(self.name, states)
-        return Loss(mean_tokens(logits, asked, smoothing=self.smoothing), {"acc": hits(logits, asked)})
+        vocab = logits.shape[-1]
+        smoothing = self.smoothing * vocab / (vocab - 1) if self.smooth == "others" else self.smoothing   # the right word keeps 1 - smoothing
+        return Loss(mean_tokens(logits, asked, smoothing=smoothing), {"acc": hits(logits, asked)})
