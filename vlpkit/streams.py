@@ -47,7 +47,7 @@ class Streams:
         seed: words that, with a draw's name, seed its generator: (seed, step, micro-batch, rank, source).
         step: the optimiser step, counted from 0.
         teacher: model with momentum weights, run without gradient over the same batch and the same draws.
-        corrupt: whether draws hide words and regions; an evaluation reads them all.
+        corrupt: whether draws hide words and regions and add rows of their own; an evaluation reads what there is, and all of it.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world(tmp_path_factory.mktemp("evals"))
 
 
-@pytest.fixture(scope="module", params=["clip", "albef", "blip"])
+@pytest.fixture(scope="module", params=["clip", "albef", "blip", "vlmo"])
 def any_model(request: pytest.FixtureRequest, where: Path) -> tuple[Model, DataModule]:
     return loaded(request.param, where)
 
@@ -80,8 +80,9 @@ def odds(model: Model, data: DataModule, image: ImageInput, caption: str) -> tor
     if parts.name == "blip":  # the matcher reads a text that opens with its own word
         text.ids[:, 0] = data.words.special["enc"]
     fusion = parts.part("fusion")
-    w = parts.part("text")(text, tap="embed" if parts.name == "blip" else "encode")
-    logits: torch.Tensor = parts.head("itm")(fusion(parts.part("vision")(image), w).w)
+    w = parts.part("text")(text, tap="encode" if parts.name == "albef" else "embed")
+    v = parts.part("vision")(image, tap="embed" if parts.name == "vlmo" else "encode")
+    logits: torch.Tensor = parts.head("itm")(fusion(v, w).w)
     return logits[0]
 
 

@@ -56,7 +56,9 @@ class HardNegatives:
         self.against, self.scope, self.image, self.text, self.by, self.epsilon = against, scope, image, text, by, epsilon
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
-        """The pairing of 3B rows, and with `scope: inputs` what it pairs."""
+        """The pairing of 3B rows, and with `scope: inputs` what it pairs. An evaluation, which brings pairs of its own, gets the inputs alone."""
+        if self.scope == "inputs" and not s.corrupt:
+            return {"image": s.image(self.image), "text": s.text(self.text)}
         student = s.aligned(self.image, self.text, by=self.by)
         keys = student if self.against == "student" else s.teacher.aligned(self.image, self.text, by=self.by)
         v, w, mine = keys.v, keys.w, s.batch.pair_id
