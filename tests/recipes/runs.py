@@ -21,7 +21,7 @@ from vlpkit.program import open_job
 from vlpkit.schema import register
 
 NARROW = (
-    "size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16", "size.image=32",
+    "size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.late=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16", "size.image=32",
     "size.queue=40", "size.vocab=300", "size.dropout=0.1", "data.world.train=120", "data.world.val=16", "data.world.image_size=32",
     "data.world.samples_per_shard=30", "data.window=2", "data.batch=16", "trainer.log_every=1", "trainer.precision=fp32", "evals=[]",
 )  # a queue that does not divide by the batch, dropout on, several shards
