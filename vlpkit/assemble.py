@@ -283,8 +283,9 @@ def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
     size, rows = image_size(cfg), 4
     with torch.device("meta"):
         ids = torch.zeros(rows, min(words.length, 16), dtype=torch.int64)
+        mask = torch.ones(ids.shape, dtype=torch.bool)  # not ones_like: on the meta device that loads a symbolic algebra system
         return Batch(
-            {"clean": ImageInput(torch.zeros(rows, 3, size, size))}, {"clean": TextInput(ids, torch.ones_like(ids, dtype=torch.bool))}, {},
+            {"clean": ImageInput(torch.zeros(rows, 3, size, size))}, {"clean": TextInput(ids, mask)}, {},
             torch.zeros(rows, dtype=torch.int64),
         )
 

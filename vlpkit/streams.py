@@ -201,9 +201,8 @@ class Streams:
     def fused(self, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion") -> Fused:
         """Both sides after the fusion `by`: P rows, one pass. A pairing of the caller's own is run anew and not kept."""
         fusion: Fusion = self.model.part(by)
-        given, words = self.image(image), self.text(text)
-
         rows = pairing if not isinstance(pairing, str) else None if pairing == "aligned" else self.pairing(pairing)
+        given, words = self.image(image), self.text(text)
         # Images are re-paired behind their keys and values, so one that stands in many pairs costs no more than one that stands in one.
         late = rows is not None and len(given) <= len(rows.image) and all(term.part == "vision" for term in parse_reads(fusion.reads["v"]))
 

@@ -59,8 +59,9 @@ class HardNegatives:
         """The pairing of 3B rows, and with `scope: inputs` what it pairs. An evaluation, which brings pairs of its own, gets the inputs alone."""
         if self.scope == "inputs" and not s.corrupt:
             return {"image": s.image(self.image), "text": s.text(self.text)}
+        source = s.teacher if self.against == "teacher" else s
         student = s.aligned(self.image, self.text, by=self.by)
-        keys = student if self.against == "student" else s.teacher.aligned(self.image, self.text, by=self.by)
+        keys = source.aligned(self.image, self.text, by=self.by)
         v, w, mine = keys.v, keys.w, s.batch.pair_id
         world = self.scope == "inputs"
         if world:

@@ -80,7 +80,8 @@ class MomentumContrast(Objective):
 
     def forward(self, s: Streams) -> Loss:
         """Mean of both directions, in nats."""
-        z, t = s.aligned(self.image, self.text, by=self.by), s.teacher.aligned(self.image, self.text, by=self.by)
+        teacher = s.teacher  # asked for before any pass, so that a recipe without one is refused at once
+        z, t = s.aligned(self.image, self.text, by=self.by), teacher.aligned(self.image, self.text, by=self.by)
         past = self.queue.keys()
         positive = torch.arange(len(z.v), device=z.v.device)
         valid = torch.cat([torch.ones_like(positive, dtype=torch.bool), past["valid"]]) if self.queue.start == "empty" else None
