@@ -118,10 +118,9 @@ class _Builder:
             elif "steps" in node:
                 v, w = (self.reading(place, node, side) for side in ("v", "w"))
                 sides = {"v": self.make(node.get("v"), f"{place}.v", dim=v, memory_dim=w), "w": self.make(node.get("w"), f"{place}.w", dim=w, memory_dim=v)}
-                if node.get("joint") is not None and v != w:
-                    raise ValueError(f"a joint operation needs equal widths; {node['reads']['v']} is {v} wide, {node['reads']['w']} {w}")
-                made = self.make({**node, **sides, "joint": self.make(node.get("joint"), f"{place}.joint", dim=v)}, place)
-                self.dims.update({f"{key}.v": v, f"{key}.w": w})
+                joint = self.make(node.get("joint"), f"{place}.joint", dim=w, image_dim=v)
+                made = self.make({**node, **sides, "joint": joint}, place)
+                self.dims.update({f"{key}.v": v if joint is None else w, f"{key}.w": w})
             elif "reads" in node:
                 sides = {side: self.make(node[side], f"{place}.{side}", dim=self.reading(place, node, side)) for side in ("v", "w")}
                 made = self.make({**node, **sides}, place)

@@ -18,7 +18,8 @@ from vlpkit.layers.trunk import Trunk, layer_range
 from vlpkit.types import Batch, Stream, TextInput, full_mask
 
 TEXTS = sorted(path.stem for path in Path(CONF, "text").glob("*.yaml"))
-ORDERED = [name for name in TEXTS if name not in ("roberta", "electra", "deberta", "siglip")]   # what is wrapped, or reads padding, knows no order
+WRAPPED = ("roberta", "electra", "deberta", "albert", "t5", "gpt2")
+ORDERED = [name for name in TEXTS if name not in (*WRAPPED, "siglip")]   # what is wrapped, or reads padding, takes no order from outside
 EXACT = 1e-6   # of states of about unit size: padding has weight exactly 0, only sums may be taken in another order
 
 
@@ -88,6 +89,18 @@ def test_longer_padding_changes_no_real_word(option: str) -> None:
     longer = TextInput(torch.cat([text.ids, pad], 1), torch.cat([text.mask, torch.zeros_like(pad, dtype=torch.bool)], 1))
     a, b = tiny_streams(made, batch).w().x, tiny_streams(made, with_text(batch, longer)).w().x
     assert torch.allclose(a[text.mask], b[:, : text.ids.shape[1]][text.mask], atol=1e-5)
+
+
+def test_a_wrapped_language_model_reads_only_what_stands_before_and_says_so() -> None:
+    made, words = tiny_model("model=clip", "text=gpt2")
+    made.model.eval()
+    batch = tiny_batch(words)
+    text = batch.texts["clean"]
+    changed = replace(text, ids=torch.cat([text.ids[:, :4], text.ids[:, 4:].flip(1)], 1))
+    a, b = (tiny_streams(made, with_text(batch, given)).w() for given in (text, changed))
+    assert torch.allclose(a.x[:, :4], b.x[:, :4], atol=EXACT)
+    assert not torch.allclose(a.x[:, 4:], b.x[:, 4:], atol=1e-3)
+    assert a.order is causal_order(*text.ids.shape, text.ids.device)
 
 
 def test_a_masked_image_token_never_reaches_the_text() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODERS
 
 from vlpkit.errors import AssemblyError, WeightsError
+from vlpkit.layers.attention import causal_order
 from vlpkit.types import Stream, TextInput
 
 
@@ -14,35 +18,38 @@ class TransformersText(nn.Module):
     """A transformers encoder behind the embed contract; opaque, so both taps of its encoder agree.
 
     Args:
-        kind: transformers model type, such as roberta, electra or deberta-v2; shapes the model when `pretrained` is None.
+        kind: transformers model type, such as roberta, albert, deberta-v2, t5 (its encoder) or gpt2; shapes the model when `pretrained` is None.
         dim: D, the width.
         depth: number of layers.
         heads: attention heads.
         vocab: V, number of word ids.
         length: longest sequence in tokens.
         pretrained: name or local folder of a checkpoint, which then decides every width.
+        order: causal for a language model, whose words read only what stands before them.
 
     Raises:
         WeightsError: the checkpoint cannot be had, or its vocabulary is smaller than the tokenizer's.
     """
 
-    def __init__(self, kind: str, *, dim: int, depth: int, heads: int, vocab: int, length: int, pretrained: str | None = None) -> None:
+    def __init__(
+        self, kind: str, *, dim: int, depth: int, heads: int, vocab: int, length: int, pretrained: str | None = None, order: Literal["causal"] | None = None,
+    ) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.causal = kind, order == "causal"
         if pretrained is None:
             config = AutoConfig.for_model(kind)
             # RoBERTa and its kin count positions from the padding id on, hence the two spare rows.
-            wanted = {"hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * dim,
-                      "vocab_size": vocab, "max_position_embeddings": length + 2, "embedding_size": dim, "pad_token_id": 0}
+            wanted = {"hidden_size": dim, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * dim, "d_ff": 4 * dim,
+                      "d_kv": dim // heads, "vocab_size": vocab, "max_position_embeddings": length + 2, "embedding_size": dim, "pad_token_id": 0}
             for key, value in wanted.items():
                 if hasattr(config, key):
                     setattr(config, key, value)
-            self.net = AutoModel.from_config(config)
+            self.net: PreTrainedModel = _class(config).from_config(config)
         else:
             try:
                 meta = torch.get_default_device().type == "meta"
                 config = AutoConfig.from_pretrained(pretrained)
-                self.net = AutoModel.from_config(config) if meta else AutoModel.from_pretrained(pretrained)
+                self.net = _class(config).from_config(config) if meta else _class(config).from_pretrained(pretrained)
             except (OSError, ValueError) as error:
                 raise WeightsError(
                     f"model.text.embed.pretrained: {pretrained!r} cannot be had ({str(error).splitlines()[0]}).\n"
@@ -71,4 +78,10 @@ class TransformersText(nn.Module):
             y = torch.stack([p.sum() for p in self.net.parameters()]).sum().expand(*given.ids.shape, self.dim)
         else:
             y = self.net(input_ids=given.ids, attention_mask=given.mask.long()).last_hidden_state
-        return Stream(y, given.mask, (("w", given.ids.shape[1]),), given.order)
+        n = given.ids.shape[1]
+        return Stream(y, given.mask, (("w", n),), causal_order(len(given), n, given.ids.device) if self.causal else None)
+
+
+def _class(config: PretrainedConfig) -> Any:
+    """Of models with a decoder, the encoder alone; of the others, the model without a head."""
+    return AutoModelForTextEncoding if config.model_type in ENCODERS else AutoModel

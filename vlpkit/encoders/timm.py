@@ -49,6 +49,9 @@ class TimmBackbone(nn.Module):
         self.dim: int = self.net.num_features if last == "head" else self.net.feature_info.channels()[-1]  # type: ignore[assignment,union-attr,operator]
         self.normalise = Normalise(statistics["mean"], statistics["std"])
         self.cls = int(getattr(self.net, "num_prefix_tokens", 0))
+        # BEiT and its kin norm behind the mean of the cells; as a stream of tokens needs a closing norm, theirs is put on each token.
+        norm = getattr(self.net, "fc_norm", None)
+        self.closing = norm if last == "head" and isinstance(norm, nn.LayerNorm) else None
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
 
     @staticmethod
@@ -64,6 +67,8 @@ class TimmBackbone(nn.Module):
         y: Tensor = self.net.forward_features(pixels) if self.last == "head" else self.net(pixels)[-1]  # type: ignore[operator]
         if y.ndim == 4:
             y = y.flatten(1, 2) if self.channels_last else y.flatten(2).transpose(1, 2)
+        if self.closing is not None:
+            y = self.closing(y)
         cells = y[:, self.cls :]
         first = y[:, :1] if self.cls else cells.mean(1, keepdim=True)
         x = torch.cat([first, cells], 1)
