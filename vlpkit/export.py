@@ -69,7 +69,7 @@ def _tower(model: VLModel, part: str) -> Tower:
     body, ffn = block.get_submodule("self").body, block.get_submodule("ffn").body
     assert isinstance(body, Attention) and isinstance(ffn, FeedForward)
     kinds = tuple(kind for _, kind in block.kinds)
-    return Tower(trunk.dim, trunk.depth, body.heads, ffn.fc1.out_features, ffn.activation, norms.pop(), "pre" if trunk.norm is not None else "post", kinds)
+    return Tower(trunk.dim, trunk.depth, body.heads, ffn.fc1.out_features, ffn.activation, norms.pop(), trunk.place, kinds)
 
 
 def _insist(**found: tuple[Any, Any]) -> None:

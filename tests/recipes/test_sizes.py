@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import open_clip
 import pytest
+import torch
 
 from tests.builders import CLOCK, composed
 from tests.vocabulary import numbered_words
 from vlpkit.assemble import dry_step
 from vlpkit.card import count
+from vlpkit.model import VLModel
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "enc": 5, "dec": 6}
 
@@ -24,3 +27,28 @@ def test_a_recipe_has_the_published_number_of_parameters(recipe: str, size: str,
     words = numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"])
     made = dry_step(cfg, words=words, clock=CLOCK)[0]
     assert count(made.model)[0] / 1e6 == pytest.approx(PUBLISHED[recipe, size, vocab], rel=0.01)
+
+
+def built(vocab: int, *overrides: str) -> VLModel:
+    cfg = composed(*overrides)
+    return dry_step(cfg, words=numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"]), clock=CLOCK)[0].model
+
+
+@pytest.mark.parametrize(("size", "encoder", "decoder"), [("base", 86, 297), ("large", 303, 484)])
+def test_coca_in_the_form_of_its_paper_has_the_published_number_of_parameters(size: str, encoder: int, decoder: int) -> None:
+    """Table 1 counts an encoder of the image and a decoder of 64k words in two halves; pools and projections stand between and beside them."""
+    made = built(64000, "model=coca", f"size={size}", "vision=vit_cascade", "model.decoder.w.block=[self,cross,ffn]", "model.decoder.w.memory_norm=false")
+    parts = {name: sum(p.numel() for p in made.get_submodule(name).parameters()) / 1e6 for name in ("vision", "vision.neck", "text", "decoder", "heads")}
+    assert parts["vision"] - parts["vision.neck"] == pytest.approx(encoder, rel=0.01)
+    assert parts["text"] + parts["decoder"] + parts["heads"] == pytest.approx(decoder, rel=0.01)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [
+    ("coca_ViT-B-32", ("size=base", "size.image=224", "size.patch=32", "size.narrow.dim=512", "size.narrow.heads=8")),
+    ("coca_ViT-L-14", ("size=large", "size.image=224", "size.patch=14", "size.narrow.dim=768", "size.narrow.heads=12")),
+])  # fmt: skip
+def test_coca_in_the_form_of_open_clip_has_as_many_parameters(theirs: str, ours: tuple[str, ...]) -> None:
+    settings = open_clip.get_model_config(theirs)
+    with torch.device("meta"):
+        other = open_clip.CoCa(**{key: value for key, value in settings.items() if key != "custom_text"})
+    assert count(built(49408, "model=coca", *ours))[0] == sum(p.numel() for p in other.parameters())
