@@ -1,9 +1,11 @@
-"""Step time of train.py's own loop against a bare PyTorch loop over the same modules and batch, and of CLIP against open_clip.
+"""Step time of train.py's own loop against a bare PyTorch loop over the same modules and batch, of CLIP against open_clip, and of recipes
+at equal size side by side: size=tiny, one width and depth, one batch size, the same pictures and captions.
 
     python scripts/bench_step.py [--models clip,albef,blip] [--rounds 5] [--steps 4] [--batch 128]
 
-The contestants take turns within one process, so a machine that slows down slows all of them; medians over rounds.
-One JSON line a case: seconds a step, and the ratio to the one it is measured against.
+All contestants take turns within one process, so a machine that slows down slows all of them; medians over rounds.
+One JSON line a case: seconds a step, and the ratio to the one it is measured against. Every recipe is also measured against the first one
+that is named: `--models coca,albef,blip` tells what ALBEF's and BLIP's step cost beside CoCa's.
 """
 
 from __future__ import annotations
@@ -169,6 +171,30 @@ def open_clip_steps(batch: Batch, settings: dict[str, Any], words: Words) -> Cal
     return lambda steps: timed(step, steps)
 
 
+class Contestant:
+    """A recipe at tiny size and what its turns took: lists of seconds, one list a round.
+
+    Args:
+        name: of the recipe.
+        batch: pairs a step.
+    """
+
+    def __init__(self, name: str, batch: int) -> None:
+        self.name = name
+        self.module, self.batch, self.settings, words = make(name, batch)
+        self.loop: list[list[float]] = []
+        self.plain: list[list[float]] = []
+        self.other: list[list[float]] = []
+        self.rival = open_clip_steps(self.batch, self.settings, words) if name == "clip" else None
+
+    def turn(self, steps: int) -> None:
+        """One round: train.py's loop, the bare loop and, where there is one, the rival's."""
+        self.loop.append(through_trainer(self.module, self.batch, self.settings, steps))
+        self.plain.append(bare(self.module, self.batch, steps))
+        if self.rival is not None:
+            self.other.append(self.rival(steps))
+
+
 def report(case: str, ours: list[list[float]], theirs: list[list[float]], against: str) -> None:
     """One JSON line: the ratio is the median of the ratios of rounds that ran beside each other."""
     pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(ours, theirs)]
@@ -190,18 +216,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    for model in asked.models.split(","):
-        module, batch, settings, words = make(model, asked.batch)
-        loop, plain, other = [], [], []
-        rival = open_clip_steps(batch, settings, words) if model == "clip" else None
-        for _ in range(asked.rounds):
-            loop.append(through_trainer(module, batch, settings, asked.steps))
-            plain.append(bare(module, batch, asked.steps))
-            if rival is not None:
-                other.append(rival(asked.steps))
-        report(f"{model}: train.py's loop", loop, plain, "bare loop")
-        if rival is not None:
-            report("clip: bare loop", plain, other, "open_clip")
+    models = [Contestant(model, asked.batch) for model in asked.models.split(",")]
+    for _ in range(asked.rounds):
+        for model in models:
+            model.turn(asked.steps)
+    for model in models:
+        report(f"{model.name}: train.py's loop", model.loop, model.plain, "bare loop")
+        if model.rival is not None:
+            report(f"{model.name}: bare loop", model.plain, model.other, "open_clip")
+    for model in models[1:]:
+        report(f"{model.name}: bare loop", model.plain, models[0].plain, f"{models[0].name}: bare loop")
 
 
 if __name__ == "__main__":
