@@ -33,13 +33,13 @@ def open_clip_coca(*, split: bool = True, cascade: bool = False) -> list[Row]:
     if cascade:
         pools = [*_pool("visual.attn_pool", "vision.neck.necks.0", split=split), *_pool("visual.attn_pool_contrastive", "vision.neck.necks.1", split=split)]
     else:
-        pools = ["visual.ln_post.*  -> vision.neck.norm.*", *_pool("visual.attn_pool", "vision.neck", split=split)]
+        pools = _pool("visual.attn_pool", "vision.neck", split=split)
     return parse([
         *pools,
-        *open_image_rows("visual."),
+        *open_image_rows("visual.", norm="vision.trunk.norm" if cascade else "vision.neck.norm"),
         "visual.proj                      -> align.v.out.weight | transpose",
         "text.token_embedding.weight      -> text.embed.word.weight | words",
-        "text.positional_embedding        -> text.embed.position.weight",
+        "text.positional_embedding        -> text.embed.position.weight | cut before last",
         "text.cls_emb                     -> text.embed.cls | squeeze",
         *open_block("text.", "text"),
         "text.ln_final.*                  -> text.trunk.norm.*",
@@ -60,6 +60,6 @@ def open_clip_coca(*, split: bool = True, cascade: bool = False) -> list[Row]:
         f"{cross}.mlp.c_fc.*              -> {ours}.ffn2.body.fc1.*",
         f"{cross}.mlp.c_proj.*            -> {ours}.ffn2.body.fc2.*",
         "text_decoder.ln_final.*          -> decoder.w.norm.*",
-        "text_decoder.text_projection     -> heads.lm.out.weight | transpose",
+        "text_decoder.text_projection     -> heads.lm.out.weight | transpose words",
         "logit_scale                      -> align.log_scale",
     ])

@@ -12,7 +12,7 @@ def transformers_siglip() -> list[Row]:
     head = "vision_model.head"
     return parse([
         "vision_model.embeddings.patch_embedding.*           -> vision.embed.proj.*",
-        "vision_model.embeddings.position_embedding.weight   -> vision.embed.position | squeeze",
+        "vision_model.embeddings.position_embedding.weight   -> vision.embed.position | squeeze grid",
         *hf_block("vision_model.", "vision"),
         "vision_model.post_layernorm.*                       -> vision.trunk.norm.*",
         f"{head}.probe                                       -> vision.neck.query",
@@ -21,7 +21,7 @@ def transformers_siglip() -> list[Row]:
         f"{head}.attention.out_proj.*                        -> vision.neck.attention.out.*",
         f"{head}.layernorm.*                                 -> vision.neck.ffn.norm.*",
         f"{head}.mlp.*.*                                     -> vision.neck.ffn.body.*.*",
-        "text_model.embeddings.token_embedding.weight        -> text.embed.word.weight",
+        "text_model.embeddings.token_embedding.weight        -> text.embed.word.weight | words",
         "text_model.embeddings.position_embedding.weight     -> text.embed.position.weight",
         *hf_block("text_model.", "text"),
         "text_model.final_layer_norm.*                       -> text.trunk.norm.*",
@@ -44,7 +44,7 @@ def open_clip_siglip() -> list[Row]:
         f"{pool}.proj.*                 -> vision.neck.attention.out.*",
         f"{pool}.norm.*                 -> vision.neck.ffn.norm.*",
         f"{pool}.mlp.*.*                -> vision.neck.ffn.body.*.*",
-        "text.token_embedding.weight    -> text.embed.word.weight",
+        "text.token_embedding.weight    -> text.embed.word.weight | words",
         "text.positional_embedding      -> text.embed.position.weight",
         *open_block("text.", "text"),
         "text.ln_final.*                -> text.trunk.norm.*",
