@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.builders import tiny_batch, tiny_model, tiny_streams
 from vlpkit.assemble import Assembly
 from vlpkit.data.tokenize import Words
-from vlpkit.types import Batch, ImageInput, TextInput
+from vlpkit.types import IGNORE, Batch, ImageInput, TextInput
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +169,12 @@ def test_the_words_of_the_text_itself_are_what_its_captions_ask_for() -> None:
     drawn.objectives["itc"](t)
     assert (s.counts["text"], t.counts["text"]) == (1, 2)   # the drawn text is another tensor, and its pass another pass
     assert torch.equal(s.text("clean").ids[:, 0], torch.full((4,), words.special["cls"]))
+
+
+def test_masked_words_of_a_text_tower_leave_its_class_token_out() -> None:
+    made, words = tiny_model("model=coca", "objective=[itc,mlm,lm_clean]", "++objectives.mlm.by=text")
+    s = tiny_streams(made, tiny_batch(words))
+    loss, labels = made.objectives["mlm"](s).value, s.labels("mask.labels")
+    states = s.w("mask.text").part("w").x[labels != IGNORE]
+    expected = torch.nn.functional.cross_entropy(s.head("mlm", states), labels[labels != IGNORE])
+    assert torch.allclose(loss, expected, atol=1e-6)
