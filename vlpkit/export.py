@@ -1,4 +1,4 @@
-"""A trained CLIP or BLIP as other libraries know it: their keys by our tables read backwards, their settings read off the model itself.
+"""A trained CLIP, CoCa or BLIP as other libraries know it: their keys by our tables read backwards, their settings read off the model itself.
 What their class cannot express is refused, so that a folder that was written gives the same numbers."""
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from vlpkit.layers.attention import Attention
 from vlpkit.layers.block import Activation, FeedForward
 from vlpkit.layers.embed import PatchEmbed, WordEmbed
 from vlpkit.layers.heads import WordsHead
+from vlpkit.layers.neck import Queries
 from vlpkit.layers.trunk import Trunk
 from vlpkit.model import VLModel
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
+from vlpkit.tables.coca import open_clip_coca
 from vlpkit.weights import Row, canonical, everything, outward, plan, revert
 
 _ACTIVATIONS: Mapping[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
+_QUICK: Mapping[str, bool] = {"quick_gelu": True, "gelu": False}   # the activations that open_clip's switch knows
 OPEN_CLIP_EPS = 1e-5   # what open_clip's norms have unless told otherwise
 
 
@@ -57,13 +60,19 @@ class Tower:
     kinds: tuple[str, ...]
 
 
-def _tower(model: VLModel, part: str) -> Tower:
+def _tower(model: VLModel, part: str, *, neck: type[Queries] | None = None) -> Tower:
     encoder = model.part(part)
     trunk = encoder.trunk if isinstance(encoder, Encoder) else None
-    if not isinstance(trunk, Trunk) or not isinstance(encoder.embed, PatchEmbed | WordEmbed) or encoder.neck is not None or not trunk.depth:
+    strange = trunk is not None and encoder.neck is not None and (neck is None or not isinstance(encoder.neck, neck))
+    if not isinstance(trunk, Trunk) or not isinstance(encoder.embed, PatchEmbed | WordEmbed) or strange or not trunk.depth:
         raise WeightsError(f"{part}: is no stack of our own blocks over patches or words, and no other library's class is like it. Write our folder: --to folder")
+    return _stack(trunk, encoder, part)
+
+
+def _stack(trunk: Trunk, owner: nn.Module, part: str) -> Tower:
+    """What a trunk is, with every norm of its owner."""
     block: Any = trunk.blocks[0]
-    norms = {module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)}
+    norms = {module.eps for module in owner.modules() if isinstance(module, nn.LayerNorm)}
     if len(norms) > 1:
         raise WeightsError(f"{part}: its norms have eps {' and '.join(f'{eps:g}' for eps in sorted(norms))}, and there is one setting for all outside. Write our folder: --to folder")
     body, ffn = block.get_submodule("self").body, block.get_submodule("ffn").body
@@ -138,16 +147,15 @@ def _sizes(tower: Tower) -> dict[str, Any]:
 def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
     """The `model_cfg` of open_clip."""
     vision, text = _clip(model, words)
-    quick = {"quick_gelu": True, "gelu": False}
     _insist(
         text__trunk__activation=(text.activation, vision.activation),
-        vision__trunk__activation=(vision.activation, vision.activation if vision.activation in quick else "gelu or quick_gelu"),
+        vision__trunk__activation=(vision.activation, vision.activation if vision.activation in _QUICK else "gelu or quick_gelu"),
     )
     embed, end = model.part("vision").embed, _special(words, "sep")
     last = {} if end == words.size - 1 else {"pool_type": "eos", "eos_id": end}   # else it takes the highest id for the end of a text
     norms = [{} if tower.eps == OPEN_CLIP_EPS else {"norm_kwargs": {"eps": tower.eps}} for tower in (vision, text)]
     return {
-        "embed_dim": model.part("align").dim, "quick_gelu": quick[vision.activation],
+        "embed_dim": model.part("align").dim, "quick_gelu": _QUICK[vision.activation],
         "vision_cfg": {
             "image_size": embed.image_size, "patch_size": embed.patch, "layers": vision.depth, "width": vision.dim, "head_width": vision.dim // vision.heads,
             "mlp_ratio": vision.hidden / vision.dim, **norms[0],
@@ -156,6 +164,49 @@ def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
             "context_length": model.part("text").embed.length, "vocab_size": words.size, "width": text.dim, "heads": text.heads, "layers": text.depth,
             "mlp_ratio": text.hidden / text.dim, "pad_id": words.pad, "hf_tokenizer_name": "local", "tokenizer_kwargs": {}, **last, **norms[1],
         },
+    }  # fmt: skip
+
+
+# -- CoCa --------------------------------------------------------------------------------------------------------------
+
+
+def open_clip_coca_config(model: VLModel, words: Words) -> dict[str, Any]:
+    """The `model_cfg` of open_clip's CoCa. What its text tower reads is what released weights were trained with: the mask of the class token
+    shifted by one place."""
+    align, neck, embed, tower, trunk = model.part("align"), model.part("vision").neck, model.part("vision").embed, model.part("text").embed, model.part("decoder").w
+    vision, text, decoder, head = _tower(model, "vision", neck=Queries), _tower(model, "text"), _stack(trunk, trunk, "decoder"), model.head("lm")
+    if not isinstance(neck, Queries) or not isinstance(tower, WordEmbed) or not isinstance(head, WordsHead):
+        raise WeightsError("open_clip's CoCa reads the patches with one set of queries, and has words in its text tower. Write our folder: --to folder")
+    widths = {text.dim, decoder.dim, neck.dim, align.dim}
+    _insist(
+        align__reads=(align.reads, {"v": "vision.encode:v_cls", "w": "text.encode:w_cls"}), align__learn=(align.learn, "log"),
+        decoder__reads=(model.part("decoder").reads, {"v": "vision.encode:v", "w": f"text.{text.depth}:w"}),
+        vision__neck__parts=(tuple(name for name, _ in neck.parts), ("v_cls", "v")), vision__neck__keep=(neck.keep, False),
+        vision__neck__ffn=(neck.ffn is not None, False), vision__neck__norms=(neck.norm_query is not None, True), vision__neck__closing=(neck.norm is not None, True),
+        vision__trunk__closing=(model.part("vision").trunk.norm is not None, False), vision__trunk__block=(vision.kinds, ("self", "ffn")),
+        text__trunk__block=(text.kinds, ("self", "ffn")), decoder__w__block=(decoder.kinds, ("self", "ffn", "cross", "ffn")),
+        decoder__w__memory_norm=(trunk.blocks[0].cross.body.norm_memory is not None, True),
+        text__embed__order=("causal" if tower.causal else None, "causal"), text__embed__cls=("last_shifted" if tower.shifted else "last", "last_shifted"),
+        text__trunk__activation=(text.activation, vision.activation), decoder__w__activation=(decoder.activation, vision.activation),
+        vision__trunk__activation=(vision.activation, vision.activation if vision.activation in _QUICK else "gelu or quick_gelu"),
+        heads__lm__transform=(head.dense is not None, False), heads__lm__bias=(head.out.bias is not None, False),
+        **{"the width of text, decoder, queries and shared space": (sorted(widths), [text.dim])},
+        **{f"eps of {name}": (tower.eps, OPEN_CLIP_EPS) for name, tower in (("vision", vision), ("text", text), ("decoder", decoder))},
+    )  # fmt: skip
+    length = tower.length - 1
+    sizes = {"context_length": length, "vocab_size": words.size, "mlp_ratio": text.hidden / text.dim}
+    return {
+        "embed_dim": align.dim, "quick_gelu": _QUICK[vision.activation], "custom_text": True, "pad_id": words.pad,
+        "vision_cfg": {
+            "image_size": embed.image_size, "patch_size": embed.patch, "layers": vision.depth, "width": vision.dim, "head_width": vision.dim // vision.heads,
+            "mlp_ratio": vision.hidden / vision.dim, "attentional_pool": True, "attn_pooler_queries": neck.query.shape[1], "attn_pooler_heads": neck.attention.heads,
+            "output_tokens": True,
+        },
+        "text_cfg": {
+            **sizes, "width": text.dim, "heads": text.heads, "layers": text.depth, "embed_cls": True, "output_tokens": True, "pad_id": words.pad,
+            "hf_tokenizer_name": "local", "tokenizer_kwargs": {},
+        },
+        "multimodal_cfg": {**sizes, "mlp_ratio": decoder.hidden / decoder.dim, "width": decoder.dim, "heads": decoder.heads, "layers": decoder.depth},
     }  # fmt: skip
 
 
@@ -203,29 +254,35 @@ class Form:
         folder: beneath the one asked for; "" for that itself.
         about: what it is, for the user.
         needs: addresses that a model of this kind has.
-        table: whose keys the file has.
+        table: of a model of this kind, whose keys the file has.
         configure: makes the settings of the class.
     """
 
     folder: str
     about: str
     needs: tuple[str, ...]
-    table: Callable[[], list[Row]]
+    table: Callable[[VLModel], list[Row]]
     configure: Configure
 
 
 TRANSFORMERS = (
-    Form("", "CLIPModel", ("align.log_scale", "vision.embed.norm.weight"), transformers_clip, transformers_clip_config),
+    Form("", "CLIPModel", ("align.log_scale", "vision.embed.norm.weight"), lambda model: transformers_clip(), transformers_clip_config),
     Form(
-        "retrieval", "BlipForImageTextRetrieval", ("text.trunk.blocks.0.cross.body.q.weight", "heads.itm.out.weight"), transformers_blip_retrieval,
+        "retrieval", "BlipForImageTextRetrieval", ("text.trunk.blocks.0.cross.body.q.weight", "heads.itm.out.weight"), lambda model: transformers_blip_retrieval(),
         lambda model, words: transformers_blip_config(model, words, "BlipForImageTextRetrieval"),
     ),
     Form(
         "captioning", "BlipForConditionalGeneration", ("text.trunk.blocks.0.cross.body.q.weight", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
-        transformers_blip_captioning, lambda model, words: transformers_blip_config(model, words, "BlipForConditionalGeneration"),
+        lambda model: transformers_blip_captioning(), lambda model, words: transformers_blip_config(model, words, "BlipForConditionalGeneration"),
     ),
 )  # fmt: skip
-OPEN_CLIP = (Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), open_clip, open_clip_config),)
+OPEN_CLIP = (   # the first that fits: a CoCa has all that a CLIP has
+    Form(
+        "", "open_clip's CoCa", ("align.log_scale", "text.embed.cls", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
+        lambda model: open_clip_coca(split=model.part("vision").trunk.dim != model.part("vision").neck.dim), open_clip_coca_config,
+    ),
+    Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), lambda model: open_clip(), open_clip_config),
+)  # fmt: skip
 
 
 def to_transformers(out: Path, *, model: VLModel, words: Words, config: Mapping[str, Any], card: str) -> list[str]:
@@ -238,7 +295,7 @@ def to_transformers(out: Path, *, model: VLModel, words: Words, config: Mapping[
         WeightsError: no class of transformers is like this model.
     """
     image, forms = preprocessing(model, config), _forms(model, TRANSFORMERS, "transformers'")
-    ready = [(form, form.configure(model, words), outside_tensors(model, form.table())) for form in forms]
+    ready = [(form, form.configure(model, words), outside_tensors(model, form.table(model))) for form in forms]
     lines: list[str] = []
     with new_folder(out) as top:
         for form, settings, tensors in ready:
@@ -259,8 +316,8 @@ def to_open_clip(out: Path, *, model: VLModel, words: Words, config: Mapping[str
     Returns, Raises:
         as `to_transformers`.
     """
-    image, (form,) = preprocessing(model, config), _forms(model, OPEN_CLIP, "open_clip's")
-    settings, tensors = form.configure(model, words), outside_tensors(model, form.table())
+    image, form = preprocessing(model, config), _forms(model, OPEN_CLIP, "open_clip's")[0]
+    settings, tensors = form.configure(model, words), outside_tensors(model, form.table(model))
     prepared = {
         "size": image["image_size"], "mean": image["mean"], "std": image["std"], "interpolation": image["interpolation"],
         "resize_mode": {"crop": "shortest", "squash": "squash"}[image["resize"]],
