@@ -1,4 +1,4 @@
-"""A trained CLIP, CoCa or BLIP as other libraries know it: their keys by our tables read backwards, their settings read off the model itself.
+"""A trained CLIP, SigLIP, CoCa or BLIP as other libraries know it: their keys by our tables read backwards, their settings read off the model itself.
 What their class cannot express is refused, so that a folder that was written gives the same numbers."""
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vlpkit.model import VLModel
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
+from vlpkit.tables.siglip import transformers_siglip
 from vlpkit.weights import Row, canonical, everything, outward, plan, revert
 
 _ACTIVATIONS: Mapping[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
@@ -167,6 +168,38 @@ def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# -- SigLIP ------------------------------------------------------------------------------------------------------------
+
+
+def transformers_siglip_config(model: VLModel, words: Words) -> dict[str, Any]:
+    """config.json of transformers' SiglipModel."""
+    align, neck, embed, tower = model.part("align"), model.part("vision").neck, model.part("vision").embed, model.part("text").embed
+    vision, text = _tower(model, "vision", neck=Queries), _tower(model, "text")
+    if not isinstance(neck, Queries) or neck.ffn is None or not isinstance(tower, WordEmbed):
+        raise WeightsError("transformers' SiglipModel has a probe with a feed-forward layer that reads the patches, and words in its text tower. Write our folder: --to folder")
+    ffn = neck.ffn.body
+    assert isinstance(ffn, FeedForward)
+    _insist(
+        align__reads=(align.reads, {"v": "vision.encode:v_cls", "w": "text.encode"}), align__w__pool=(align.w.pool, "last"), align__learn=(align.learn, "log"),
+        align__v__out=(align.v.out is not None, False), align__w__bias=(align.w.out is not None and align.w.out.bias is not None, True), align__bias=(align.bias is not None, True),
+        vision__neck__parts=(neck.parts, (("v_cls", 1),)), vision__neck__norms=(neck.norm_query is not None, False), vision__neck__closing=(neck.norm is not None, False),
+        vision__neck__heads=(neck.attention.heads, vision.heads), vision__neck__activation=(ffn.activation, vision.activation),
+        vision__neck__ratio=(ffn.fc1.out_features, vision.hidden),
+        vision__embed__cls=(embed.cls is not None, False), vision__embed__bias=(embed.proj.bias is not None, True), vision__embed__norm=(embed.norm is not None, False),
+        vision__trunk__block=(vision.kinds, ("self", "ffn")), text__trunk__block=(text.kinds, ("self", "ffn")),
+        vision__trunk__place=(vision.place, "pre"), text__trunk__place=(text.place, "pre"),
+        text__embed__padding=("masked" if tower.pad is None else "read", "read"), text__embed__norm=(tower.norm is not None, False),
+    )  # fmt: skip
+    return {
+        "architectures": ["SiglipModel"], "model_type": "siglip",
+        "vision_config": {"model_type": "siglip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch},
+        "text_config": {
+            "model_type": "siglip_text_model", **_sizes(text), "vocab_size": words.size, "max_position_embeddings": tower.length, "projection_size": align.dim,
+            "bos_token_id": words.special.get("cls", _special(words, "sep")), "eos_token_id": _special(words, "sep"), "pad_token_id": words.pad,
+        },
+    }  # fmt: skip
+
+
 # -- CoCa --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +300,7 @@ class Form:
 
 TRANSFORMERS = (
     Form("", "CLIPModel", ("align.log_scale", "vision.embed.norm.weight"), lambda model: transformers_clip(), transformers_clip_config),
+    Form("", "SiglipModel", ("align.log_scale", "align.bias", "vision.neck.query"), lambda model: transformers_siglip(), transformers_siglip_config),
     Form(
         "retrieval", "BlipForImageTextRetrieval", ("text.trunk.blocks.0.cross.body.q.weight", "heads.itm.out.weight"), lambda model: transformers_blip_retrieval(),
         lambda model, words: transformers_blip_config(model, words, "BlipForImageTextRetrieval"),
@@ -339,7 +373,10 @@ def _forms(model: VLModel, forms: tuple[Form, ...], whose: str) -> list[Form]:
 
 
 def _notes(form: Form) -> list[str]:
-    return ["matching was trained with [ENC] as the first token of the text: put its id in the place of the first one"] if form.folder == "retrieval" else []
+    return {
+        "retrieval": ["matching was trained with [ENC] as the first token of the text: put its id in the place of the first one"],
+        "SiglipModel": ["padding is read as words: fill every text up to the full length (padding='max_length'), and give no attention mask"],
+    }.get(form.folder or form.about, [])
 
 
 def _image_processor(image: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -88,6 +88,7 @@ TRANSFORMS: dict[str, Transform] = {
     # only units may come or go: a reshape that mixed dimensions would load without a word and mean nothing
     "squeeze": Transform(_same_but_units, _same_but_units, _no_units),
     "grid": Transform(_grid, _same_but_units),
+    "one": Transform(_same_but_units, _same_but_units, lambda shape: Size([1])),   # a scalar that stands outside as a row of one
     "squeeze grid": Transform(_grid, _same_but_units, _no_units),
     "cut": Transform(lambda x, shape: x[: shape[0]] if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),
     "cut before last": Transform(lambda x, shape: torch.cat([x[: shape[0] - 1], x[-1:]]) if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),

@@ -17,6 +17,7 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     CLIPModel,
+    SiglipModel,
 )
 
 from tests.builders import CAPTIONS, CONF, NARROW, tiny_batch
@@ -152,6 +153,38 @@ def test_transformers_loads_a_blip_with_every_key_and_the_same_numbers(blip: Pat
         assert apart(s.head("itm", s.fused("clean", "clean").w), matched.itm_score) < CLOSE
         assert apart(ours[spoken.mask], words[spoken.mask]) < CLOSE
     assert speaker.config.text_config.bos_token_id == found.words.special["dec"]
+
+
+def test_transformers_loads_a_siglip_with_every_key_and_the_same_points_and_it_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, "model=siglip")
+    told = convert(folder, tmp_path / "out", to="transformers", conf=CONF)
+    assert [line for line in told if "padding is read as words" in line]
+    theirs, account = SiglipModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(account[word] for word in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    found = restore(folder)
+    batch = tiny_batch(found.words)
+    text, pixels = batch.texts["clean"], found.model.part("vision").embed.normalise(batch.images["clean"].pixels)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")([caption.lower() for caption in found.words.decode(text.ids)], padding="max_length", return_tensors="pt")["input_ids"]
+    assert torch.equal(ids[:, : text.ids.shape[1]], text.ids)
+    with torch.no_grad():
+        answer = theirs.eval()(input_ids=ids, pixel_values=pixels)
+        z = Streams(found.model, batch).aligned()
+    assert apart(z.v, answer.image_embeds) < CLOSE
+    assert apart(z.w, answer.text_embeds) < CLOSE
+    assert apart(z.scale * z.w @ z.v.T + z.bias, answer.logits_per_text) < CLOSE
+    back = convert(tmp_path / "out", tmp_path / "back", overrides=["model=siglip", *SMALL], conf=CONF)
+    assert same(found.model, restore(tmp_path / "back").model)
+    assert back[0] == f"weights: {tmp_path / 'out'} (transformers_siglip)"
+
+
+def test_a_siglip_that_transformers_cannot_be_is_refused(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, "model=siglip", "+model.vision.neck.closing=true", "model.align.w.pool=first")
+    with pytest.raises(WeightsError) as refused:
+        convert(folder, tmp_path / "out", to="transformers", conf=CONF)
+    assert str(refused.value) == (
+        "the model is none that the outside class can be\n  align.w.pool is first, there it is last\n  vision.neck.closing is True, there it is False\n"
+        "  Write our folder instead: --to folder"
+    )
 
 
 @pytest.mark.parametrize("folder", ["clip", "blip"])

@@ -26,8 +26,8 @@ def transformers_siglip() -> list[Row]:
         *hf_block("text_model.", "text"),
         "text_model.final_layer_norm.*                       -> text.trunk.norm.*",
         "text_model.head.*                                   -> align.w.out.*",
-        "logit_scale                                         -> align.log_scale | squeeze",
-        "logit_bias                                          -> align.bias | squeeze",
+        "logit_scale                                         -> align.log_scale | one",
+        "logit_bias                                          -> align.bias | one",
         "text_model.embeddings.position_ids                  -> (dropped)",
         "vision_model.embeddings.position_ids                -> (dropped)",
     ])
