@@ -1,9 +1,12 @@
-"""Step time of train.py's own loop against a bare PyTorch loop over the same modules and batch, and of CLIP against open_clip.
+"""Step time of train.py's own loop against a bare PyTorch loop over the same modules and batch, of CLIP against open_clip, and of recipes
+at equal size side by side: size=tiny, one width and depth, one batch size, the same pictures and captions.
 
-    python scripts/bench_step.py [--models clip,albef,blip] [--rounds 5] [--steps 4] [--batch 128]
+    python scripts/bench_step.py [--models clip,albef,blip] [--rounds 5] [--steps 4] [--batch 128] [--clock wall]
 
-The contestants take turns within one process, so a machine that slows down slows all of them; medians over rounds.
-One JSON line a case: seconds a step, and the ratio to the one it is measured against.
+All contestants take turns within one process, so a machine that slows down slows all of them; medians over rounds.
+One JSON line a case: seconds a step, and the ratio to the one it is measured against. Every recipe is also measured against the first one
+that is named: `--models coca,albef,blip` tells what ALBEF's and BLIP's step cost beside CoCa's. `--clock cpu` counts the processor seconds of
+this process, for a machine that others use at the same time.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ from vlpkit.trainer import build_callbacks, build_trainer  # noqa: E402
 from vlpkit.types import Batch, ImageInput  # noqa: E402
 
 WORDS = ["a", "large", "small", "red", "green", "blue", "yellow", "circle", "square", "triangle", "star", "left", "right", "above", "below", "of", "the", "to", "in", "on", "striped", "dotted", "plain"]
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+now = CLOCKS["wall"]
 
 
 class OneBatch(pl.LightningDataModule):
@@ -95,7 +102,7 @@ def through_trainer(module: PretrainModule, batch: Batch, settings: dict[str, An
 
         def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
             """The step is over."""
-            marks.append(time.perf_counter())
+            marks.append(now())
 
     with tempfile.TemporaryDirectory() as folder:
         where, loader = Path(folder), LoaderClock()
@@ -137,9 +144,9 @@ def timed(step: Callable[[int], None], steps: int) -> list[float]:
     step(0)
     taken = []
     for index in range(steps):
-        started = time.perf_counter()
+        started = now()
         step(index + 1)
-        taken.append(time.perf_counter() - started)
+        taken.append(now() - started)
     return taken
 
 
@@ -169,6 +176,30 @@ def open_clip_steps(batch: Batch, settings: dict[str, Any], words: Words) -> Cal
     return lambda steps: timed(step, steps)
 
 
+class Contestant:
+    """A recipe at tiny size and what its turns took: lists of seconds, one list a round.
+
+    Args:
+        name: of the recipe.
+        batch: pairs a step.
+    """
+
+    def __init__(self, name: str, batch: int) -> None:
+        self.name = name
+        self.module, self.batch, self.settings, words = make(name, batch)
+        self.loop: list[list[float]] = []
+        self.plain: list[list[float]] = []
+        self.other: list[list[float]] = []
+        self.rival = open_clip_steps(self.batch, self.settings, words) if name == "clip" else None
+
+    def turn(self, steps: int) -> None:
+        """One round: train.py's loop, the bare loop and, where there is one, the rival's."""
+        self.loop.append(through_trainer(self.module, self.batch, self.settings, steps))
+        self.plain.append(bare(self.module, self.batch, steps))
+        if self.rival is not None:
+            self.other.append(self.rival(steps))
+
+
 def report(case: str, ours: list[list[float]], theirs: list[list[float]], against: str) -> None:
     """One JSON line: the ratio is the median of the ratios of rounds that ran beside each other."""
     pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(ours, theirs)]
@@ -188,20 +219,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    for model in asked.models.split(","):
-        module, batch, settings, words = make(model, asked.batch)
-        loop, plain, other = [], [], []
-        rival = open_clip_steps(batch, settings, words) if model == "clip" else None
-        for _ in range(asked.rounds):
-            loop.append(through_trainer(module, batch, settings, asked.steps))
-            plain.append(bare(module, batch, asked.steps))
-            if rival is not None:
-                other.append(rival(asked.steps))
-        report(f"{model}: train.py's loop", loop, plain, "bare loop")
-        if rival is not None:
-            report("clip: bare loop", plain, other, "open_clip")
+    global now
+    now = CLOCKS[asked.clock]
+    models = [Contestant(model, asked.batch) for model in asked.models.split(",")]
+    for _ in range(asked.rounds):
+        for model in models:
+            model.turn(asked.steps)
+    for model in models:
+        report(f"{model.name}: train.py's loop", model.loop, model.plain, "bare loop")
+        if model.rival is not None:
+            report(f"{model.name}: bare loop", model.plain, model.other, "open_clip")
+    for model in models[1:]:
+        report(f"{model.name}: bare loop", model.plain, models[0].plain, f"{models[0].name}: bare loop")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ in
 
 out (--to)
   folder        config.yaml, model.safetensors, tokenizer/, preprocessing.json, card.txt: for evaluate.py run= and train.py weights=
-  transformers  CLIPModel; BLIP as retrieval/ (BlipForImageTextRetrieval) and captioning/ (BlipForConditionalGeneration)
-  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT')
+  transformers  CLIPModel; SiglipModel; BLIP as retrieval/ (BlipForImageTextRetrieval) and captioning/ (BlipForConditionalGeneration)
+  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT'): CLIP, and CoCa
 
 examples
   python scripts/convert.py runs/a exported/a

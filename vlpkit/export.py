@@ -1,5 +1,5 @@
-"""A trained CLIP or BLIP as other libraries know it: their keys by our tables read backwards, their settings read off the model itself.
-What their class cannot express is refused, so that a folder that was written gives the same numbers."""
+"""A trained CLIP, SigLIP, CoCa or BLIP as other libraries know it: their keys by our tables read backwards, their settings, a tokenizer
+and how images are prepared, in the folders that they read."""
 
 from __future__ import annotations
 
@@ -11,72 +11,66 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlpkit.align import Align
 from vlpkit.data.tokenize import Template, Words
-from vlpkit.encoders.encoder import Encoder
 from vlpkit.errors import WeightsError
 from vlpkit.folder import CARD, new_folder, preprocessing, save, write_json
-from vlpkit.layers.attention import Attention
-from vlpkit.layers.block import Activation, FeedForward
-from vlpkit.layers.embed import PatchEmbed, WordEmbed
-from vlpkit.layers.heads import WordsHead
-from vlpkit.layers.trunk import Trunk
 from vlpkit.model import VLModel
+from vlpkit.outside import (
+    open_clip_coca_config,
+    open_clip_config,
+    transformers_blip_config,
+    transformers_clip_config,
+    transformers_siglip_config,
+)
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
+from vlpkit.tables.coca import open_clip_coca
+from vlpkit.tables.siglip import transformers_siglip
 from vlpkit.weights import Row, canonical, everything, outward, plan, revert
 
-_ACTIVATIONS: Mapping[Activation, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "relu": "relu"}
-OPEN_CLIP_EPS = 1e-5   # what open_clip's norms have unless told otherwise
+Configure = Callable[[VLModel, Words], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Tower:
-    """What a stack of blocks is, in the words that both libraries ask for.
+class Form:
+    """One class of another library.
 
     Args:
-        dim: D, the width.
-        depth: blocks.
-        heads: of attention.
-        hidden: width of the feed-forward layers.
-        activation: of them.
-        eps: of every norm, the one beside the embedding included.
-        place: pre or post.
-        kinds: sublayers of a block.
+        folder: beneath the one asked for; "" for that itself.
+        about: what it is, for the user.
+        needs: addresses that a model of this kind has.
+        table: of a model of this kind, whose keys the file has.
+        configure: makes the settings of the class.
     """
 
-    dim: int
-    depth: int
-    heads: int
-    hidden: int
-    activation: Activation
-    eps: float
-    place: str
-    kinds: tuple[str, ...]
+    folder: str
+    about: str
+    needs: tuple[str, ...]
+    table: Callable[[VLModel], list[Row]]
+    configure: Configure
 
 
-def _tower(model: VLModel, part: str) -> Tower:
-    encoder = model.part(part)
-    trunk = encoder.trunk if isinstance(encoder, Encoder) else None
-    if not isinstance(trunk, Trunk) or not isinstance(encoder.embed, PatchEmbed | WordEmbed) or encoder.neck is not None or not trunk.depth:
-        raise WeightsError(f"{part}: is no stack of our own blocks over patches or words, and no other library's class is like it. Write our folder: --to folder")
-    block: Any = trunk.blocks[0]
-    norms = {module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)}
-    if len(norms) > 1:
-        raise WeightsError(f"{part}: its norms have eps {' and '.join(f'{eps:g}' for eps in sorted(norms))}, and there is one setting for all outside. Write our folder: --to folder")
-    body, ffn = block.get_submodule("self").body, block.get_submodule("ffn").body
-    assert isinstance(body, Attention) and isinstance(ffn, FeedForward)
-    kinds = tuple(kind for _, kind in block.kinds)
-    return Tower(trunk.dim, trunk.depth, body.heads, ffn.fc1.out_features, ffn.activation, norms.pop(), "pre" if trunk.norm is not None else "post", kinds)
-
-
-def _insist(**found: tuple[Any, Any]) -> None:
-    """Each fact beside the only one that the outside class can have. Raises WeightsError with all that differ."""
-    wrong = [f"  {name.replace('__', '.')} is {ours}, there it is {theirs}" for name, (ours, theirs) in found.items() if ours != theirs]
-    if wrong:
-        raise WeightsError("the model is none that the outside class can be\n" + "\n".join(wrong) + "\n  Write our folder instead: --to folder")
+TRANSFORMERS = (
+    Form("", "CLIPModel", ("align.log_scale", "vision.embed.norm.weight"), lambda model: transformers_clip(), transformers_clip_config),
+    Form("", "SiglipModel", ("align.log_scale", "align.bias", "vision.neck.query"), lambda model: transformers_siglip(), transformers_siglip_config),
+    Form(
+        "retrieval", "BlipForImageTextRetrieval", ("text.trunk.blocks.0.cross.body.q.weight", "heads.itm.out.weight"), lambda model: transformers_blip_retrieval(),
+        lambda model, words: transformers_blip_config(model, words, "BlipForImageTextRetrieval"),
+    ),
+    Form(
+        "captioning", "BlipForConditionalGeneration", ("text.trunk.blocks.0.cross.body.q.weight", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
+        lambda model: transformers_blip_captioning(), lambda model, words: transformers_blip_config(model, words, "BlipForConditionalGeneration"),
+    ),
+)  # fmt: skip
+OPEN_CLIP = (   # the first that fits: a CoCa has all that a CLIP has
+    Form(
+        "", "open_clip's CoCa", ("align.log_scale", "text.embed.cls", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
+        lambda model: open_clip_coca(split=model.part("vision").trunk.dim != model.part("vision").neck.dim), open_clip_coca_config,
+    ),
+    Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), lambda model: open_clip(), open_clip_config),
+)  # fmt: skip
 
 
 def outside_tensors(model: VLModel, table: list[Row]) -> dict[str, Tensor]:
@@ -91,143 +85,6 @@ def outside_tensors(model: VLModel, table: list[Row]) -> dict[str, Tensor]:
     return {key: tensor.detach() for key, tensor in revert(held, report).items()}
 
 
-def _special(words: Words, name: str) -> int:
-    if name not in words.special:
-        raise WeightsError(f"the tokenizer has no {name}, which the outside model needs")
-    return words.special[name]
-
-
-# -- CLIP --------------------------------------------------------------------------------------------------------------
-
-
-def _clip(model: VLModel, words: Words) -> tuple[Tower, Tower]:
-    align, vision, text = model.part("align"), _tower(model, "vision"), _tower(model, "text")
-    assert isinstance(align, Align)
-    template = Template.read(words.template, words.special)
-    _insist(
-        align__reads=(align.reads, {"v": "vision.encode", "w": "text.encode"}), align__v__pool=(align.v.pool, "first"), align__w__pool=(align.w.pool, "last"),
-        align__learn=(align.learn, "log"), vision__trunk__block=(vision.kinds, ("self", "ffn")), text__trunk__block=(text.kinds, ("self", "ffn")),
-        vision__trunk__place=(vision.place, "pre"), text__trunk__place=(text.place, "pre"), text__embed__order=("causal" if model.part("text").embed.causal else None, "causal"),
-        **{"the last token of a text": (template.after[-1:] or ("its last word",), ("sep",))},
-    )  # fmt: skip
-    return vision, text
-
-
-def transformers_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
-    """config.json of transformers' CLIPModel."""
-    vision, text = _clip(model, words)
-    embed, space, end = model.part("vision").embed, model.part("align").dim, _special(words, "sep")
-    _insist(**{"the id of [sep]": (end, end if end != 2 else "any but 2, which CLIPModel takes for a broken file")})
-    return {
-        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": space, "logit_scale_init_value": 2.6592,
-        "vision_config": {"model_type": "clip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch, "projection_dim": space},
-        "text_config": {
-            "model_type": "clip_text_model", **_sizes(text), "vocab_size": words.size, "max_position_embeddings": model.part("text").embed.length, "projection_dim": space,
-            "bos_token_id": _special(words, "cls"), "eos_token_id": end, "pad_token_id": words.pad,
-        },
-    }  # fmt: skip
-
-
-def _sizes(tower: Tower) -> dict[str, Any]:
-    return {
-        "hidden_size": tower.dim, "num_hidden_layers": tower.depth, "num_attention_heads": tower.heads, "intermediate_size": tower.hidden,
-        "hidden_act": _ACTIVATIONS[tower.activation], "layer_norm_eps": tower.eps, "attention_dropout": 0.0,
-    }  # fmt: skip
-
-
-def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
-    """The `model_cfg` of open_clip."""
-    vision, text = _clip(model, words)
-    quick = {"quick_gelu": True, "gelu": False}
-    _insist(
-        text__trunk__activation=(text.activation, vision.activation),
-        vision__trunk__activation=(vision.activation, vision.activation if vision.activation in quick else "gelu or quick_gelu"),
-    )
-    embed, end = model.part("vision").embed, _special(words, "sep")
-    last = {} if end == words.size - 1 else {"pool_type": "eos", "eos_id": end}   # else it takes the highest id for the end of a text
-    norms = [{} if tower.eps == OPEN_CLIP_EPS else {"norm_kwargs": {"eps": tower.eps}} for tower in (vision, text)]
-    return {
-        "embed_dim": model.part("align").dim, "quick_gelu": quick[vision.activation],
-        "vision_cfg": {
-            "image_size": embed.image_size, "patch_size": embed.patch, "layers": vision.depth, "width": vision.dim, "head_width": vision.dim // vision.heads,
-            "mlp_ratio": vision.hidden / vision.dim, **norms[0],
-        },
-        "text_cfg": {
-            "context_length": model.part("text").embed.length, "vocab_size": words.size, "width": text.dim, "heads": text.heads, "layers": text.depth,
-            "mlp_ratio": text.hidden / text.dim, "pad_id": words.pad, "hf_tokenizer_name": "local", "tokenizer_kwargs": {}, **last, **norms[1],
-        },
-    }  # fmt: skip
-
-
-# -- BLIP --------------------------------------------------------------------------------------------------------------
-
-
-def transformers_blip_config(model: VLModel, words: Words, architecture: str) -> dict[str, Any]:
-    """config.json of transformers' BLIP for retrieval or captioning."""
-    vision, text, align = _tower(model, "vision"), _tower(model, "text"), model.part("align")
-    embed = model.part("vision").embed
-    facts: dict[str, tuple[Any, Any]] = {
-        "vision__trunk__place": (vision.place, "pre"), "text__trunk__place": (text.place, "post"), "vision__trunk__block": (vision.kinds, ("self", "ffn")),
-        "text__trunk__block": (text.kinds, ("self", "cross", "ffn")), "align__v__pool": (align.v.pool, "first"), "align__w__pool": (align.w.pool, "first"),
-        "align__reads": (align.reads, {"v": "vision.encode", "w": "text.encode"}),
-    }  # fmt: skip
-    if architecture == "BlipForConditionalGeneration":
-        head, body = model.head("lm"), model.part("decoder").w
-        assert isinstance(head, WordsHead)
-        if head.norm is None:
-            raise WeightsError("model.heads.lm: transformers' BLIP has a dense layer and a norm before its output table, this head has none")
-        facts |= {"heads__lm__activation": (head.activation, text.activation), "heads__lm__norm__eps": (head.norm.eps, text.eps), "decoder__w__depth": (body.depth, text.depth)}
-    _insist(**facts)
-    end = _special(words, "sep")
-    return {
-        "architectures": [architecture], "model_type": "blip", "projection_dim": align.dim, "image_text_hidden_size": align.dim, "tie_word_embeddings": True,
-        "vision_config": {"model_type": "blip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch},
-        "text_config": {
-            "model_type": "blip_text_model", **_sizes(text), "encoder_hidden_size": vision.dim, "projection_dim": align.dim, "vocab_size": words.size,
-            "max_position_embeddings": model.part("text").embed.length, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-            "bos_token_id": words.special.get("dec", _special(words, "cls")), "eos_token_id": end, "sep_token_id": end, "pad_token_id": words.pad,
-        },
-    }  # fmt: skip
-
-
-# -- folders -----------------------------------------------------------------------------------------------------------
-
-Configure = Callable[[VLModel, Words], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Form:
-    """One class of another library.
-
-    Args:
-        folder: beneath the one asked for; "" for that itself.
-        about: what it is, for the user.
-        needs: addresses that a model of this kind has.
-        table: whose keys the file has.
-        configure: makes the settings of the class.
-    """
-
-    folder: str
-    about: str
-    needs: tuple[str, ...]
-    table: Callable[[], list[Row]]
-    configure: Configure
-
-
-TRANSFORMERS = (
-    Form("", "CLIPModel", ("align.log_scale", "vision.embed.norm.weight"), transformers_clip, transformers_clip_config),
-    Form(
-        "retrieval", "BlipForImageTextRetrieval", ("text.trunk.blocks.0.cross.body.q.weight", "heads.itm.out.weight"), transformers_blip_retrieval,
-        lambda model, words: transformers_blip_config(model, words, "BlipForImageTextRetrieval"),
-    ),
-    Form(
-        "captioning", "BlipForConditionalGeneration", ("text.trunk.blocks.0.cross.body.q.weight", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
-        transformers_blip_captioning, lambda model, words: transformers_blip_config(model, words, "BlipForConditionalGeneration"),
-    ),
-)  # fmt: skip
-OPEN_CLIP = (Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), open_clip, open_clip_config),)
-
-
 def to_transformers(out: Path, *, model: VLModel, words: Words, config: Mapping[str, Any], card: str) -> list[str]:
     """Folders that `from_pretrained` reads, with tokenizer and image processor; BLIP gives one for retrieval and one for captioning.
 
@@ -238,7 +95,7 @@ def to_transformers(out: Path, *, model: VLModel, words: Words, config: Mapping[
         WeightsError: no class of transformers is like this model.
     """
     image, forms = preprocessing(model, config), _forms(model, TRANSFORMERS, "transformers'")
-    ready = [(form, form.configure(model, words), outside_tensors(model, form.table())) for form in forms]
+    ready = [(form, form.configure(model, words), outside_tensors(model, form.table(model))) for form in forms]
     lines: list[str] = []
     with new_folder(out) as top:
         for form, settings, tensors in ready:
@@ -259,8 +116,8 @@ def to_open_clip(out: Path, *, model: VLModel, words: Words, config: Mapping[str
     Returns, Raises:
         as `to_transformers`.
     """
-    image, (form,) = preprocessing(model, config), _forms(model, OPEN_CLIP, "open_clip's")
-    settings, tensors = form.configure(model, words), outside_tensors(model, form.table())
+    image, form = preprocessing(model, config), _forms(model, OPEN_CLIP, "open_clip's")[0]
+    settings, tensors = form.configure(model, words), outside_tensors(model, form.table(model))
     prepared = {
         "size": image["image_size"], "mean": image["mean"], "std": image["std"], "interpolation": image["interpolation"],
         "resize_mode": {"crop": "shortest", "squash": "squash"}[image["resize"]],
@@ -282,7 +139,10 @@ def _forms(model: VLModel, forms: tuple[Form, ...], whose: str) -> list[Form]:
 
 
 def _notes(form: Form) -> list[str]:
-    return ["matching was trained with [ENC] as the first token of the text: put its id in the place of the first one"] if form.folder == "retrieval" else []
+    return {
+        "retrieval": ["matching was trained with [ENC] as the first token of the text: put its id in the place of the first one"],
+        "SiglipModel": ["padding is read as words: fill every text up to the full length (padding='max_length'), and give no attention mask"],
+    }.get(form.folder or form.about, [])
 
 
 def _image_processor(image: Mapping[str, Any], kind: str) -> dict[str, Any]:

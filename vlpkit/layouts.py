@@ -11,6 +11,8 @@ from vlpkit.tables.albef import albef
 from vlpkit.tables.bert import bert
 from vlpkit.tables.blip import blip, transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
+from vlpkit.tables.coca import open_clip_coca
+from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.tables.timm import vit
 from vlpkit.weights import DROPPED, FRESH, Row, match
 
@@ -70,6 +72,10 @@ def _albef(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
     return albef(lower=_depth(ours, "text"))
 
 
+def _coca(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
+    return open_clip_coca(split="visual.attn_pool.attn.q_proj_weight" in theirs, cascade="visual.attn_pool_contrastive.query" in theirs)
+
+
 def _bert(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
     source = "bert." if any(key.startswith("bert.") for key in theirs) else ""
     upper = any(match("fusion.w.blocks.*.self.**", name) for name in ours) and not any(match("text.trunk.blocks.*.cross.**", name) for name in ours)
@@ -108,6 +114,18 @@ LAYOUTS = (
     Layout(
         "transformers_clip", "transformers' CLIPModel, for model=clip", ("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"),
         lambda ours, theirs: transformers_clip(),
+    ),
+    Layout(
+        "open_clip_coca", "CoCa of open_clip, for model=coca (released weights: model.text.embed.cls=last_shifted)",
+        ("visual.attn_pool.query", "text.cls_emb", "text_decoder.cross_attn.*.attn.in_proj_weight"), _coca, brings={"text": ("decoder", "heads")},
+    ),
+    Layout(
+        "open_clip_siglip", "SigLIP of open_clip, for model=siglip", ("visual.trunk.attn_pool.latent", "text.token_embedding.weight", "logit_bias"),
+        lambda ours, theirs: open_clip_siglip(),
+    ),
+    Layout(
+        "transformers_siglip", "transformers' SiglipModel, for model=siglip", ("vision_model.head.probe", "text_model.embeddings.token_embedding.weight"),
+        lambda ours, theirs: transformers_siglip(),
     ),
     Layout(
         "albef", "ALBEF's pre-training checkpoints, for model=albef", ("visual_encoder.cls_token", "text_encoder.bert.embeddings.word_embeddings.weight"), _albef,

@@ -16,7 +16,7 @@ from vlpkit.errors import WeightsError
 from vlpkit.layouts import OWN, Layout, named, recognise
 from vlpkit.model import VLModel
 from vlpkit.source import TOKENIZER, Source, read
-from vlpkit.weights import Piece, Report, Row, convert, everything
+from vlpkit.weights import VOCABULARY, Piece, Report, Row, convert, everything
 
 ACCOUNT = "weights.txt"  # in the run folder
 
@@ -102,7 +102,7 @@ def _fitted(source: Source, rows: Sequence[Row], ours: Mapping[str, Tensor], wor
 
     def spare(piece: Piece, found: Size, shape: Size) -> bool:
         own = source.words is not None and found[:1] == (source.words.size,) and shape[:1] == (words.size,)
-        return own or piece.transform == "words"
+        return own or piece.transform in VOCABULARY
 
     shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in source.tensors.items()}
     return convert(shapes, rows, ours, spare=spare)

@@ -88,9 +88,12 @@ TRANSFORMS: dict[str, Transform] = {
     # only units may come or go: a reshape that mixed dimensions would load without a word and mean nothing
     "squeeze": Transform(_same_but_units, _same_but_units, _no_units),
     "grid": Transform(_grid, _same_but_units),
+    "one": Transform(_same_but_units, _same_but_units, lambda shape: Size([1])),   # a scalar that stands outside as a row of one
     "squeeze grid": Transform(_grid, _same_but_units, _no_units),
     "cut": Transform(lambda x, shape: x[: shape[0]] if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),
+    "cut before last": Transform(lambda x, shape: torch.cat([x[: shape[0] - 1], x[-1:]]) if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),
     "words": Transform(remedy=_other_words),
+    "transpose words": Transform(lambda x, shape: x.transpose(-1, -2), lambda x, shape: x.transpose(-1, -2), lambda shape: Size((*shape[:-2], shape[-1], shape[-2])), _other_words),
     # biases of queries and values around keys without one: a bias of keys shifts all logits of a row alike and changes nothing
     "around": Transform(lambda x, shape: torch.cat([x[: len(x) // 2], x.new_zeros(len(x) // 2), x[len(x) // 2 :]]), lambda x, shape: torch.cat([*x.chunk(3)[::2]])),
     # one row of a table that is several tensors here; rows of a table with more than one such line lead to different places
@@ -100,7 +103,8 @@ TRANSFORMS: dict[str, Transform] = {
     "from 2": Transform(lambda x, shape: x[2:], lambda x, shape: torch.cat([x.new_zeros(2, *x.shape[1:]), x])),
     "from 2, squeeze": Transform(lambda x, shape: x[None, 2:], lambda x, shape: torch.cat([x.new_zeros(2, x.shape[-1]), x[0]])),
 }
-_RESIZING = ("grid", "squeeze grid", "cut")
+_RESIZING = ("grid", "squeeze grid", "cut", "cut before last")
+VOCABULARY = ("words", "transpose words")  # transforms of what has a row for each word
 _SHARED = ("row 0", "row 1")  # transforms that leave the rest of their source to other lines
 
 

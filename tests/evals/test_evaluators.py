@@ -18,12 +18,13 @@ from vlpkit.data.module import DataModule
 from vlpkit.data.shapes.write import write_world
 from vlpkit.errors import AssemblyError, ConfigError, DataError
 from vlpkit.evals.base import Evaluator, fitting
-from vlpkit.evals.caption import Captions
+from vlpkit.evals.caption import Captions, opening
 from vlpkit.evals.heldout import HeldOut
 from vlpkit.evals.pairs import HardPairs
 from vlpkit.evals.retrieval import Retrieval
 from vlpkit.generate import greedy
 from vlpkit.objectives.itm import Match
+from vlpkit.objectives.lm import NextWord
 from vlpkit.streams import Streams
 from vlpkit.types import Batch, ImageInput, Pairing
 
@@ -195,7 +196,7 @@ def test_a_matching_pass_over_rows_of_ones_own_equals_the_drawn_one() -> None:
         assert s.counts["fusion"] == 3
 
 
-@pytest.mark.parametrize(("name", "by", "start"), [("blip", "decoder", "dec"), ("git", "fusion", "cls")])
+@pytest.mark.parametrize(("name", "by", "start"), [("blip", "decoder", "dec"), ("git", "fusion", "cls"), ("coca", "decoder", "cls")])
 @torch.no_grad()
 def test_captions_are_the_greedy_ones_whatever_the_batch(name: str, by: str, start: str, where: Path) -> None:
     model, data = loaded(name, where)
@@ -227,6 +228,23 @@ def test_a_model_that_knows_its_captions_matches_them_exactly(where: Path) -> No
     found = dict(task(model, data))
     assert (found["exact_match"], task.facts["distinct"]) == (100.0, 3)
     assert [record["caption"] for record in task.predictions] == words.decode(pairs.texts["clean"].ids)
+
+
+def test_captions_begin_with_the_word_that_opens_the_text_of_their_objective() -> None:
+    """That of the draw; the first of the template where the objective reads the data's own text; none where texts begin with any word."""
+    for recipe, word in (("blip", "dec"), ("git", "cls"), ("coca", "cls")):
+        assembly, words = tiny_model(f"model={recipe}")
+        lm = assembly.objectives["lm"]
+        assert isinstance(lm, NextWord)
+        assert opening(assembly, lm) == words.special[word]
+    open_ended, _ = tiny_model("model=coca", "model.text.words.template='{caption} [sep]'")
+    assert Captions().lacks(open_ended) == (
+        "captions need a word that opens every text, but 'clean' begins with none (a draw like Opening or a template like '[cls] {caption} [sep]' gives one)"
+    )
+    masked, _ = tiny_model("model=coca", "objective=[itc,mlm,lm_clean]", "objectives.lm.text=mask.text", "++objectives.mlm.by=text")
+    assert Captions().lacks(masked) == (
+        "captions need a word that opens every text, but 'mask.text' begins with none (a draw like Opening or a template like '[cls] {caption} [sep]' gives one)"
+    )
 
 
 def test_a_long_caption_stops_at_the_length_of_the_tokenizer(where: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     CLIPModel,
+    SiglipModel,
 )
 
 from tests.builders import CAPTIONS, CONF, NARROW, tiny_batch
@@ -154,6 +155,38 @@ def test_transformers_loads_a_blip_with_every_key_and_the_same_numbers(blip: Pat
     assert speaker.config.text_config.bos_token_id == found.words.special["dec"]
 
 
+def test_transformers_loads_a_siglip_with_every_key_and_the_same_points_and_it_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, "model=siglip")
+    told = convert(folder, tmp_path / "out", to="transformers", conf=CONF)
+    assert [line for line in told if "padding is read as words" in line]
+    theirs, account = SiglipModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(account[word] for word in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    found = restore(folder)
+    batch = tiny_batch(found.words)
+    text, pixels = batch.texts["clean"], found.model.part("vision").embed.normalise(batch.images["clean"].pixels)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")([caption.lower() for caption in found.words.decode(text.ids)], padding="max_length", return_tensors="pt")["input_ids"]
+    assert torch.equal(ids[:, : text.ids.shape[1]], text.ids)
+    with torch.no_grad():
+        answer = theirs.eval()(input_ids=ids, pixel_values=pixels)
+        z = Streams(found.model, batch).aligned()
+    assert apart(z.v, answer.image_embeds) < CLOSE
+    assert apart(z.w, answer.text_embeds) < CLOSE
+    assert apart(z.scale * z.w @ z.v.T + z.bias, answer.logits_per_text) < CLOSE
+    back = convert(tmp_path / "out", tmp_path / "back", overrides=["model=siglip", *SMALL], conf=CONF)
+    assert same(found.model, restore(tmp_path / "back").model)
+    assert back[0] == f"weights: {tmp_path / 'out'} (transformers_siglip)"
+
+
+def test_a_siglip_that_transformers_cannot_be_is_refused(tmp_path: Path) -> None:
+    folder = made_run(tmp_path, "model=siglip", "+model.vision.neck.closing=true", "model.align.w.pool=first")
+    with pytest.raises(WeightsError) as refused:
+        convert(folder, tmp_path / "out", to="transformers", conf=CONF)
+    assert str(refused.value) == (
+        "the model is none that the outside class can be\n  align.w.pool is first, there it is last\n  vision.neck.closing is True, there it is False\n"
+        "  Write our folder instead: --to folder"
+    )
+
+
 @pytest.mark.parametrize("folder", ["clip", "blip"])
 def test_their_tokenizer_and_image_processor_prepare_as_ours(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     source = request.getfixturevalue(folder)
@@ -208,6 +241,50 @@ def test_open_clip_loads_a_clip_with_the_same_points(tmp_path: Path, eps: str) -
     assert apart(z.w, w) < CLOSE
     assert apart(z.scale, scale) < CLOSE
     assert "Resize" in str(prepare)
+
+
+def coca_like_open_clip() -> list[str]:
+    return ["model=coca", "model.text.embed.cls=last_shifted"]
+
+
+@pytest.mark.parametrize("dim", [32, 48])
+def test_open_clip_loads_a_coca_with_the_same_points_and_words_and_it_comes_back_bit_for_bit(tmp_path: Path, dim: int) -> None:
+    """Where queries are as wide as the patches, its file has one projection in the place of three."""
+    folder = made_run(tmp_path, *coca_like_open_clip(), f"size.dim={dim}")
+    told = convert(folder, tmp_path / "out", to="open_clip", conf=CONF)
+    assert "open_clip's CoCa" in told[0]
+    theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    found = restore(folder)
+    batch = tiny_batch(found.words)
+    text = batch.texts["clean"]
+    ids = torch.full((len(batch), found.model.part("text").embed.length - 1), found.words.pad)
+    ids[:, : text.ids.shape[1]] = text.ids
+    s = Streams(found.model, batch)
+    with torch.no_grad():
+        answer = theirs.eval()(found.model.part("vision").embed.normalise(batch.images["clean"].pixels), ids)
+        z, logits = s.aligned(), s.head("lm", s.fused(by="decoder").w.x)
+    assert apart(z.v, answer["image_features"]) < CLOSE
+    assert apart(z.w, answer["text_features"]) < CLOSE
+    assert apart(logits[:, : text.ids.shape[1]][text.mask], answer["logits"][:, : text.ids.shape[1]][text.mask]) < CLOSE
+    assert apart(z.scale, answer["logit_scale"]) < CLOSE
+    back = convert(tmp_path / "out", tmp_path / "back", overrides=[*coca_like_open_clip(), *SMALL, f"size.dim={dim}"], conf=CONF)
+    assert same(found.model, restore(tmp_path / "back").model)
+    assert back[0] == f"weights: {tmp_path / 'out'} (open_clip_coca)"
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("model.text.embed.cls=last", "text.embed.cls is last, there it is last_shifted"),
+    ("model.decoder.w.block=[self,cross,ffn]", "decoder.w.block is ('self', 'cross', 'ffn'), there it is ('self', 'ffn', 'cross', 'ffn')"),
+    ("model.decoder.w.memory_norm=false", "decoder.w.memory_norm is False, there it is True"),
+    ("objectives.lm.bias=true", "heads.lm.bias is True, there it is False"),
+    ("vision=vit_cascade", "vision: is no stack of our own blocks over patches or words"),
+])  # fmt: skip
+def test_a_coca_that_open_clip_cannot_be_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    folder = made_run(tmp_path, *coca_like_open_clip(), override)
+    with pytest.raises(WeightsError) as refused:
+        convert(folder, tmp_path / "out", to="open_clip", conf=CONF)
+    assert said in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 # -- what cannot go out ------------------------------------------------------------------------------------------------

@@ -21,14 +21,17 @@ def decode(overrides: tuple[str, ...], *, cached: bool, by: str, start: str, len
     made, words = tiny_model(*overrides)
     made.model.eval()
     with torch.no_grad():   # a trained head would spread its words, too
-        made.model.head("lm").out.bias.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+        out = made.model.head("lm").out
+        (out.weight if out.bias is None else out.bias).normal_(std=0.5, generator=torch.Generator().manual_seed(0))
     images = tiny_batch(words).images["clean"]
     return greedy(made.model, images, start=words.special[start], stop=words.special["sep"], pad=words.pad, length=length, by=by, cached=cached)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "by", "start"), [(("model=blip",), "decoder", "dec"), (MERGED, "fusion", "dec"), (("model=git",), "fusion", "cls")],
-    ids=["blip", "merged", "git"],
+    ("overrides", "by", "start"), [(("model=blip",), "decoder", "dec"), (MERGED, "fusion", "dec"), (("model=git",), "fusion", "cls"),
+     (("model=coca",), "decoder", "cls"), (("model=coca", "vision=vit_cascade"), "decoder", "cls"),
+     (("model=coca", "model.text.embed.cls=last_shifted"), "decoder", "cls")],
+    ids=["blip", "merged", "git", "coca", "coca cascade", "coca class shifted"],
 )
 def test_cached_decoding_equals_uncached(overrides: tuple[str, ...], by: str, start: str) -> None:
     kept, anew = (decode(overrides, cached=cached, by=by, start=start) for cached in (True, False))
@@ -67,3 +70,17 @@ def test_training_sees_the_logits_that_decoding_chooses_from() -> None:
     spoken = s.text("caption.text")
     logits = made.model.next_words(made.model.memory(batch.images["clean"]), spoken)
     assert torch.allclose(logits[spoken.mask], s.head("lm", s.fused("clean", "caption.text", by="decoder").w.x)[spoken.mask], atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", ["last", "last_shifted"])
+def test_a_text_tower_with_a_class_token_decodes_what_training_sees(cls: str) -> None:
+    """Pieces that are decoded have no class token; no word could have read it."""
+    made, words = tiny_model("model=coca", f"model.text.embed.cls={cls}")
+    made.model.eval()
+    batch = tiny_batch(words)
+    s, spoken = tiny_streams(made, batch), batch.texts["clean"]
+    at = torch.arange(spoken.ids.shape[1]).expand_as(spoken.ids)
+    piece = TextInput(spoken.ids, spoken.mask, at + 1, at)
+    logits = made.model.next_words(made.model.memory(batch.images["clean"]), piece)
+    seen = s.head("lm", s.fused(by="decoder").w.x)[:, : at.shape[1]]
+    assert torch.allclose(logits[spoken.mask], seen[spoken.mask], atol=1e-5)

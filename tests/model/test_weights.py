@@ -13,6 +13,8 @@ from vlpkit.tables.albef import albef
 from vlpkit.tables.bert import bert
 from vlpkit.tables.blip import blip
 from vlpkit.tables.clip import open_clip, transformers_clip
+from vlpkit.tables.coca import open_clip_coca
+from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.tables.timm import vit
 from vlpkit.weights import canonical, convert, everything, load, parse, revert
 
@@ -165,7 +167,8 @@ def test_weights_go_out_under_the_names_they_came_in_with(recipe: str) -> None:
     assert all(torch.equal(back[name].detach().to(value.dtype), value) for name, value in r.group("param/").items() if name in back)
 
 
-@pytest.mark.parametrize("table", [open_clip(), transformers_clip(), albef(), albef(whole=True), blip(), blip(whole=True), bert(lower=6), vit()])
+@pytest.mark.parametrize("table", [open_clip(), transformers_clip(), albef(), albef(whole=True), blip(), blip(whole=True), bert(lower=6), vit(), open_clip_coca(), open_clip_coca(split=False, cascade=True),
+                                   open_clip_siglip(), transformers_siglip()])
 def test_no_row_of_a_table_hides_behind_an_earlier_one(table: list[object]) -> None:
     sources = [row.source for row in table if row.source != "(fresh)"]  # type: ignore[attr-defined]
     assert len(sources) == len(set(sources))

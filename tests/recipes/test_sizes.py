@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import open_clip
 import pytest
 import torch
 from torch import nn
@@ -30,9 +31,9 @@ def test_a_recipe_has_the_published_number_of_parameters(recipe: str, size: str,
     assert count(made.model)[0] / 1e6 == pytest.approx(PUBLISHED[recipe, size, vocab], rel=0.01)
 
 
-def at_base(recipe: str, vocab: int) -> VLModel:
-    """The recipe at base, on the meta device."""
-    cfg = composed(f"model={recipe}", "size=base")
+def built(vocab: int, *overrides: str) -> VLModel:
+    """A command line, on the meta device."""
+    cfg = composed(*overrides)
     return dry_step(cfg, words=numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"]), clock=CLOCK)[0].model
 
 
@@ -43,13 +44,13 @@ def millions(*modules: nn.Module) -> float:
 
 def test_beit3_has_the_published_number_of_parameters() -> None:
     """276 million as released with both heads; the codebook, which stays out of the released file, is frozen here."""
-    model = at_base("beit3", 64010)
+    model = built(64010, "model=beit3", "size=base")
     assert millions(*(model.part(name) for name in ("vision", "text", "fusion")), *model.heads.values()) == pytest.approx(276, rel=0.01)
 
 
 def test_vlmo_has_the_published_number_of_parameters() -> None:
     """175 million in table 3 of the paper (recalled), without projections and heads."""
-    model = at_base("vlmo", 30522)
+    model = built(30522, "model=vlmo", "size=base")
     assert millions(*(model.part(name) for name in ("vision", "text", "fusion"))) == pytest.approx(175, rel=0.01)
 
 
@@ -58,4 +59,24 @@ def test_git_has_the_parameters_of_transformers_model_but_for_its_own_output_tab
     with torch.device("meta"):
         theirs = GitForCausalLM(GitConfig())
     expected = millions(theirs) - millions(theirs.output) + theirs.output.out_features / 1e6
-    assert millions(at_base("git", 30522)) == pytest.approx(expected, rel=1e-3)
+    assert millions(built(30522, "model=git", "size=base")) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "encoder", "decoder"), [("base", 86, 297), ("large", 303, 484)])
+def test_coca_in_the_form_of_its_paper_has_the_published_number_of_parameters(size: str, encoder: int, decoder: int) -> None:
+    """Table 1 counts an encoder of the image and a decoder of 64k words in two halves; pools and projections stand between and beside them."""
+    made = built(64000, "model=coca", f"size={size}", "vision=vit_cascade", "model.decoder.w.block=[self,cross,ffn]", "model.decoder.w.memory_norm=false")
+    parts = {name: sum(p.numel() for p in made.get_submodule(name).parameters()) / 1e6 for name in ("vision", "vision.neck", "text", "decoder", "heads")}
+    assert parts["vision"] - parts["vision.neck"] == pytest.approx(encoder, rel=0.01)
+    assert parts["text"] + parts["decoder"] + parts["heads"] == pytest.approx(decoder, rel=0.01)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [
+    ("coca_ViT-B-32", ("size=base", "size.image=224", "size.patch=32", "size.narrow.dim=512", "size.narrow.heads=8")),
+    ("coca_ViT-L-14", ("size=large", "size.image=224", "size.patch=14", "size.narrow.dim=768", "size.narrow.heads=12")),
+])  # fmt: skip
+def test_coca_in_the_form_of_open_clip_has_as_many_parameters(theirs: str, ours: tuple[str, ...]) -> None:
+    settings = open_clip.get_model_config(theirs)
+    with torch.device("meta"):
+        other = open_clip.CoCa(**{key: value for key, value in settings.items() if key != "custom_text"})
+    assert count(built(49408, "model=coca", *ours))[0] == sum(p.numel() for p in other.parameters())

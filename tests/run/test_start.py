@@ -24,6 +24,9 @@ from tests.parity.beside import IMAGE, LENGTH, SPECIAL, VOCAB, ours
 from tests.parity.test_bert_vit import BERT
 from tests.parity.test_blip import config as blip_config
 from tests.parity.test_clip import their_open_clip, their_transformers
+from tests.parity.test_coca import theirs as their_coca
+from tests.parity.test_siglip import their_open_clip as their_open_siglip
+from tests.parity.test_siglip import their_transformers as their_siglip
 from tests.recipes.runs import NARROW
 from tests.test_readme import run as train
 from tests.vocabulary import numbered_words
@@ -131,6 +134,8 @@ MODELS: dict[str, Callable[[], object]] = {
     "transformers_blip": lambda: BlipForImageTextRetrieval(blip_config()).state_dict(),
     "transformers_blip_captioning": lambda: BlipForConditionalGeneration(blip_config()).state_dict(), "timm_vit": lambda: timm_vit().state_dict(),
     "bert": lambda: BertModel(BertConfig(**BERT)).state_dict(), "bert_words": lambda: BertForMaskedLM(BertConfig(**BERT)).state_dict(),
+    "open_clip_coca": lambda: their_coca().state_dict(), "open_clip_siglip": lambda: their_open_siglip().state_dict(),
+    "transformers_siglip": lambda: their_siglip().state_dict(),
 }  # fmt: skip
 
 

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from vlpkit import dist
 from vlpkit.assemble import Assembly
 from vlpkit.data.module import DataModule
-from vlpkit.draws.words import Opening
+from vlpkit.data.tokenize import Template, Words
 from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
 from vlpkit.evals.gallery import batches
 from vlpkit.evals.textmetrics import TOKENIZER, caption_scores
 from vlpkit.generate import greedy
 from vlpkit.objectives.lm import NextWord
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """A draw whose texts all begin with one word.
+
+    Attributes:
+        start: id of that word.
+    """
+
+    start: int
+
+
+def opening(assembly: Assembly, objective: NextWord) -> int | None:
+    """Id of the word that captions begin with: that of the draw which opens the objective's text or, where it reads the data's own
+    text, the first of the template. None: its texts begin with any word."""
+    draw, dot, _ = objective.text.partition(".")
+    if dot:
+        found = assembly.draws.get(draw)
+        return found.start if isinstance(found, Opens) else None
+    words: Words | None = assembly.model.part("text").words
+    before = () if words is None else Template.read(words.template, words.special).before
+    return words.special[before[0]] if words is not None and before else None
 
 
 class Captions(Evaluator):
@@ -44,16 +67,15 @@ class Captions(Evaluator):
         self.batch, self.limit, self.length, self.objective, self.cached = batch, limit, length, objective, cached
 
     def lacks(self, assembly: Assembly) -> str | None:
-        """A captioning objective, its decoder and the draw that opens its texts."""
+        """A captioning objective, its decoder and the word that opens its texts."""
         model, found = assembly.model, assembly.objectives.get(self.objective)
         if not isinstance(found, NextWord):
             return (
                 f"captions need a decoder and the objective {self.objective!r}, but {model.name!r} builds {', '.join(model.names)} and has "
                 f"{', '.join(assembly.objectives)}. Use a model that captions (model=blip)"
             )
-        draw = found.text.partition(".")[0]
-        if not isinstance(assembly.draws.get(draw), Opening):
-            return f"captions need the opening word of {found.text!r}, but the draw {draw!r} is no Opening"
+        if opening(assembly, found) is None:
+            return f"captions need a word that opens every text, but {found.text!r} begins with none (a draw like Opening or a template like '[cls] {{caption}} [sep]' gives one)"
         return None
 
     def measure(self, module: Subject, data: DataModule) -> Mapping[str, float]:
@@ -72,10 +94,10 @@ class Captions(Evaluator):
         assembly, words = module.assembly, words_of(data)
         objective = assembly.objectives[self.objective]
         assert isinstance(objective, NextWord)
-        opening = assembly.draws[objective.text.partition(".")[0]]
-        assert isinstance(opening, Opening)
+        start = opening(assembly, objective)
+        assert start is not None  # `lacks` has refused everything else
         found = greedy(
-            assembly.model, batch.images.to(module.device), start=opening.start, stop=words.special["sep"], pad=words.pad,
+            assembly.model, batch.images.to(module.device), start=start, stop=words.special["sep"], pad=words.pad,
             length=min(self.length, words.length - 1), by=objective.by, head=objective.name, cached=self.cached,
         )  # fmt: skip
         captions = words.decode(found.ids.cpu())

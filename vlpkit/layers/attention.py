@@ -143,7 +143,7 @@ class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2).
 
     Parameters: `qkv` (3D, D) for self-attention; `q` (D, D) and `kv` (2D, memory_dim) for cross-attention; `out` (D, D); `inner` (D,)
-    where asked for. With experts, `qkv`, `q`, `inner` and `out` each come in sets; keys and values of a memory do not.
+    and `norm_memory` (memory_dim,) where asked for. With experts, `qkv`, `q`, `inner` and `out` each come in sets; keys and values of a memory do not.
 
     Args:
         dim: D, width of the queries and of the result.
@@ -152,13 +152,14 @@ class Attention(nn.Module):
         bias: whether the projections have biases.
         dropout: probability of dropping an attention weight while training.
         inner_norm: a norm before the output projection (Wang et al. 2022, sub-LN).
-        eps: of that norm.
+        memory_norm: a norm of what cross-attention reads, before keys and values (open_clip's CoCa).
+        eps: of those norms.
         experts: sets of the projections; none shares them.
     """
 
     def __init__(
         self, dim: int, *, heads: int, memory_dim: int | None = None, bias: bool = True, dropout: float = 0.0, inner_norm: bool = False,
-        eps: float = 1e-5, experts: Sequence[str] = (),
+        memory_norm: bool = False, eps: float = 1e-5, experts: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if dim % heads:
@@ -169,6 +170,7 @@ class Attention(nn.Module):
         else:
             self.q = several(lambda: nn.Linear(dim, dim, bias=bias), experts)
             self.kv = nn.Linear(memory_dim, 2 * dim, bias=bias)
+        self.norm_memory = nn.LayerNorm(memory_dim, eps=eps) if memory_norm and memory_dim is not None else None
         self.inner = several(lambda: nn.LayerNorm(dim, eps=eps), experts) if inner_norm else None
         self.out = several(lambda: nn.Linear(dim, dim, bias=bias), experts)
 
@@ -176,7 +178,7 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], parts, self.heads, self.dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _read(self, memory: Memory) -> tuple[Tensor, ...]:
-        kv = self.kv(memory.x)
+        kv = self.kv(memory.x if self.norm_memory is None else self.norm_memory(memory.x))
         return self._split(kv if memory.of is None else kv.index_select(0, memory.of), 2)
 
     def forward(

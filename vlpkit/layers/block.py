@@ -132,6 +132,7 @@ class BlockPlan:
     scale: float | None
     gates: Sequence[str]
     inner_norm: bool
+    memory_norm: bool
 
 
 class Block(nn.Module):
@@ -170,7 +171,7 @@ class Block(nn.Module):
             )
         return Attention(
             plan.dim, heads=plan.heads, memory_dim=plan.memory_dim if kind == "cross" else None, bias=plan.bias, dropout=plan.attention_dropout,
-            inner_norm=plan.inner_norm, eps=plan.eps, experts=experts.get("attn", ()),
+            inner_norm=plan.inner_norm, memory_norm=plan.memory_norm and kind == "cross", eps=plan.eps, experts=experts.get("attn", ()),
         )
 
     def forward(self, x: Tensor, call: Call, where: Hashable = None) -> Tensor:

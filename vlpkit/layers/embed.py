@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlpkit.data.tokenize import Words
 from vlpkit.errors import AssemblyError
 from vlpkit.layers.attention import causal_order
-from vlpkit.types import ImageInput, Parts, Stream, TextInput, full_mask
+from vlpkit.types import ImageInput, Parts, Stream, TextInput, full_mask, is_full
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -128,7 +128,7 @@ class PatchEmbed(nn.Module):
 class WordEmbed(nn.Module):
     """Word, position and, where asked for, segment tables (BERT, GPT and CLIP differ by options only).
 
-    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `norm` (D,), `side` (D,).
+    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `cls` (1, 1, D), `norm` (D,), `side` (D,).
 
     Args:
         dim: D, the width.
@@ -147,6 +147,10 @@ class WordEmbed(nn.Module):
         padding: masked; or read, which fills every text up to `length` with the padding word and counts that as words (SigLIP),
             so that the last position is the same for all.
         words: the tokenizer, which knows the padding word; needed where padding is read.
+        cls: last appends a class token `w_cls` behind the text, which in an ordered text reads all words and is read by none; its place is
+            the last row of the position table, so texts are one token shorter. A text that comes with places of its own, such as a piece
+            that is being decoded, gets none. last_shifted is as open_clip trained its CoCa weights: the class token reads the words and
+            the first padding behind them, not itself.
     """
 
     places: Tensor
@@ -155,12 +159,18 @@ class WordEmbed(nn.Module):
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
         eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, blank: bool = False, typed: bool = False, std: float = 0.02,
         position_std: float = 0.02, padding: Literal["masked", "read"] = "masked", words: Words | None = None,
+        cls: Literal["last", "last_shifted"] | None = None,
     ) -> None:
         super().__init__()
+        if cls is not None and padding == "read":
+            raise ValueError("a class token cannot follow a text whose padding fills the whole position table")
         self.dim, self.length, self.causal, self.dropout, self.blank = dim, length, order == "causal", dropout, blank
-        if padding == "read" and words is None:
+        filled = padding == "read" or cls == "last_shifted"
+        if filled and words is None:
             raise ValueError("padding is read, but no tokenizer says which word it is")
-        self.pad = words.pad if padding == "read" and words is not None else None
+        self.pad = words.pad if filled and words is not None else None
+        self.shifted = cls == "last_shifted"
+        self.cls = None if cls is None else nn.Parameter(torch.empty(1, 1, dim))
         self.word = nn.Embedding(vocab, dim)
         self.position = nn.Embedding(length, dim) if positions else None
         self.segment = nn.Embedding(segments, dim) if segments else None
@@ -174,21 +184,28 @@ class WordEmbed(nn.Module):
             nn.init.normal_(self.segment.weight, std=0.02)
         if self.side is not None:
             nn.init.normal_(self.side, std=0.02)
+        if self.cls is not None:
+            nn.init.normal_(self.cls, std=0.01)
 
     def forward(self, given: TextInput) -> Stream:
-        """(B, N) ids to a stream (B, N, D) of the part w; (B, length, D) where padding is read.
+        """(B, N) ids to a stream (B, N, D) of the part w; (B, length, D) where padding is read; with a class token, w_cls stands behind.
 
         Raises:
             ValueError: the text is longer than the position table, or has an order although its padding is read.
         """
-        if self.pad is not None:
+        cls = self.cls if given.at is None else None
+        if self.pad is not None and (cls is not None or not self.shifted):
             given = self._filled(given, self.pad)
         n, length = given.ids.shape
         x = self.word(given.ids)
-        if given.at is None and length > self.length:
-            raise ValueError(f"texts of {length} tokens do not fit the position table of {self.length}")
+        parts: Parts = (("w", length),) if cls is None else (("w", length), ("w_cls", 1))
+        if given.at is None and length > self.length - (cls is not None):
+            behind = ", whose last row is the class token's" if cls is not None else ""
+            raise ValueError(f"texts of {length} tokens do not fit the position table of {self.length}{behind}")
+        if cls is not None:
+            x, given = torch.cat([x, cls.to(x.dtype).expand(n, -1, -1)], 1), self._with_cls(given)
         if self.position is not None:
-            x = x + (self.position.weight[:length] if given.at is None else self.position(given.at))
+            x = x + (self._rows(self.position.weight, length, cls is not None) if given.at is None else self.position(given.at))
         if self.segment is not None:
             x = x + (self.segment.weight[0] if given.segment is None else self.segment(given.segment))
         if self.norm is not None:
@@ -198,14 +215,33 @@ class WordEmbed(nn.Module):
             x = x + self.side
         if self.blank:
             x = x * given.mask[..., None]
-        at = self.places[:, :length].expand(n, -1, -1) if given.at is None else torch.stack([given.at, torch.zeros_like(given.at)], -1)
+        places = self._rows(self.places[0], length, cls is not None)
+        at = places.expand(n, -1, -1) if given.at is None else torch.stack([given.at, torch.zeros_like(given.at)], -1)
         order = given.order
         if order is None and self.causal:
-            order = causal_order(n, length, given.ids.device) if given.at is None else given.at + 1
-        return Stream(x, given.mask, (("w", length),), order, at, given.group)
+            order = causal_order(n, x.shape[1], given.ids.device) if given.at is None else given.at + 1
+        return Stream(x, given.mask, parts, order, at, given.group)
+
+    @staticmethod
+    def _rows(table: Tensor, length: int, cls: bool) -> Tensor:
+        """The rows of a table (length, ...) that a text takes, and the last one for its class token."""
+        return torch.cat([table[:length], table[-1:]]) if cls else table[:length]
+
+    def _with_cls(self, given: TextInput) -> TextInput:
+        """All that is known of the words, and of the class token behind them; the ids are only there to be counted."""
+        mask = given.mask
+        if self.shifted:
+            mask = F.pad(mask, (1, 0), value=True)
+        else:
+            mask = full_mask(len(mask), mask.shape[1] + 1, mask.device) if is_full(mask) else F.pad(mask, (0, 1), value=True)
+        order = None if given.order is None else torch.cat([given.order, given.order.amax(1, keepdim=True) + 1], 1)
+        segment = None if given.segment is None else F.pad(given.segment, (0, 1))
+        group = None if given.group is None else F.pad(given.group, (0, 1), value=-1)
+        return TextInput(F.pad(given.ids, (0, 1)), mask, order, None, segment, group)
 
     def _filled(self, given: TextInput, pad: int) -> TextInput:
         if given.order is not None or given.at is not None:
             raise ValueError("reads an ordered text, but here padding is read as words, and every word reads every other")
-        ids = F.pad(torch.where(given.mask, given.ids, pad), (0, max(self.length - given.ids.shape[1], 0)), value=pad)
-        return TextInput(ids, full_mask(ids.shape[0], ids.shape[1], ids.device))
+        more = max(self.length - self.shifted - given.ids.shape[1], 0)
+        ids = F.pad(torch.where(given.mask, given.ids, pad), (0, more), value=pad)
+        return TextInput(ids, F.pad(given.mask, (0, more)) if self.shifted else full_mask(ids.shape[0], ids.shape[1], ids.device))

@@ -12,22 +12,23 @@ from vlpkit.types import Stream
 
 
 class WordsHead(nn.Module):
-    """States to word logits: dense, non-linearity, norm, output table (BERT's prediction head), or the table alone (GIT).
+    """States to word logits: dense, non-linearity, norm, output table (BERT's prediction head), or the table alone (GIT, CoCa).
 
-    Parameters: `dense` (D, D) and `norm` (D,) unless `transform` is off; `out` (V, D) with its bias (V,); `out.weight` is usually tied
-    to the word table.
+    Parameters: `dense` (D, D) and `norm` (D,) unless `transform` is off; `out` (V, D) with its bias (V,) unless `bias` is off;
+    `out.weight` is usually tied to the word table.
     """
 
-    def __init__(self, dim: int, *, vocab: int, activation: Activation = "gelu", eps: float = 1e-12, transform: bool = True) -> None:
+    def __init__(self, dim: int, *, vocab: int, activation: Activation = "gelu", eps: float = 1e-12, transform: bool = True, bias: bool = True) -> None:
         super().__init__()
         self.activation = activation
         self.dense = nn.Linear(dim, dim) if transform else None
         self.norm = nn.LayerNorm(dim, eps=eps) if transform else None
-        self.out = nn.Linear(dim, vocab)
+        self.out = nn.Linear(dim, vocab, bias=bias)
         for linear in (self.dense, self.out):
             if linear is not None:
                 nn.init.normal_(linear.weight, std=0.02)
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., V)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +77,26 @@ class Queries(Neck):
             x = self.norm(x)
         asked = Stream(x, full_mask(x.shape[0], x.shape[1], x.device), self.parts)
         return Stream.cat(asked, s) if self.keep else asked
+
+
+class Chain(Neck):
+    """Necks one behind the other, each reading what the one before gave (CoCa's cascade: queries for the decoder, and one that reads them).
+
+    Parameters: `necks`.
+
+    Args:
+        dim: D, width of the stream that the first reads.
+        necks: in order; the first reads width D, each other one names the width it reads (`dim`).
+    """
+
+    def __init__(self, dim: int, *, necks: Sequence[Neck]) -> None:
+        super().__init__()
+        if not necks:
+            raise ValueError("a chain needs at least one neck")
+        self.necks, self.dim = nn.ModuleList(necks), necks[-1].dim
+
+    def forward(self, s: Stream) -> Stream:
+        """(B, L, D) stream to that of the last neck."""
+        for neck in self.necks:
+            s = neck(s)
+        return s

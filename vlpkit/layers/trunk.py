@@ -54,7 +54,7 @@ class Bias(Protocol):
 class Trunk(nn.Module):
     """Blocks over a stream; fulfils the trunk contract (layer ranges, memory, cache, route, `close`).
 
-    Parameters: `blocks.N.SUBLAYER.{norm,body}` and, with the norm before, the closing `norm` (D,).
+    Parameters: `blocks.N.SUBLAYER.{norm,body}` and, with the norm before, the closing `norm` (D,) unless `closing` is off.
 
     Args:
         dim: D, the width.
@@ -76,6 +76,8 @@ class Trunk(nn.Module):
         scale: start of a learned scale a channel of every residual (LayerScale); None: no scale.
         gates: sublayers behind a tanh gate that starts closed, such as [cross, ffn].
         inner_norm: norms inside attention and feed-forward, before their last projection (sub-LN).
+        memory_norm: a norm of what each `cross` reads.
+        closing: whether a norm follows the last block where norms stand before; a neck may norm for itself.
         relative: position bias of self-attention.
     """
 
@@ -83,10 +85,11 @@ class Trunk(nn.Module):
         self, dim: int, *, depth: int, heads: int, block: Sequence[str] = ("self", "ffn"), memory_dim: int | None = None, ratio: float = 4.0,
         place: NormPlace = "pre", eps: float = 1e-6, dropout: float = 0.0, attention_dropout: float = 0.0, drop_path: float = 0.0,
         activation: Activation = "gelu", bias: bool = True, init: Init = "normal", experts: Mapping[str, Sequence[str]] | None = None,
-        scale: float | None = None, gates: Sequence[str] = (), inner_norm: bool = False, relative: nn.Module | None = None,
+        scale: float | None = None, gates: Sequence[str] = (), inner_norm: bool = False, memory_norm: bool = False,
+        closing: bool = True, relative: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.depth = dim, depth
+        self.dim, self.depth, self.place = dim, depth, place
         self.recompute = False  # activation checkpointing: switched by the training module
         self.reads_memory = "cross" in block
         sets = dict(experts or {})
@@ -95,13 +98,14 @@ class Trunk(nn.Module):
         plan = BlockPlan(
             dim=dim, heads=heads, hidden=round(dim * ratio), sublayers=block, memory_dim=memory_dim or dim, place=place, eps=eps, dropout=dropout,
             attention_dropout=attention_dropout, activation=activation, bias=bias, scale=scale, gates=gates, inner_norm=inner_norm,
+            memory_norm=memory_norm,
         )
         self.blocks = nn.ModuleList(
             Block(plan, drop_path=drop_path * i / max(depth - 1, 1), experts={kind: sets_in(names, i, depth) for kind, names in sets.items()})
             for i in range(depth)
         )
-        closing = [name for name in sets.get("norm", ()) if ":" not in name]
-        self.norm = several(lambda: nn.LayerNorm(dim, eps=eps), closing) if place == "pre" else None
+        named = [name for name in sets.get("norm", ()) if ":" not in name]
+        self.norm = several(lambda: nn.LayerNorm(dim, eps=eps), named) if place == "pre" and closing else None
         self.register_module("relative", relative)
         self._start(init)
 
@@ -160,5 +164,5 @@ class Trunk(nn.Module):
         return self.close(s, route=route) if close and layers.stop == self.depth else s
 
     def close(self, s: Stream, *, route: str | None = None) -> Stream:
-        """The closing norm; the stream itself where the norms follow the residuals."""
+        """The closing norm; the stream itself where there is none."""
         return s if self.norm is None else replace(s, x=apply(self.norm, s.x, s.parts, route))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from vlpkit.layers.heads import WordsHead
 from vlpkit.maths.contrastive import hits
@@ -43,12 +43,16 @@ class MaskedWords(Objective):
         """A words head."""
         return {self.name: WordsHead(dims.of(self.by, "w"), vocab=dims.vocab)}
 
+    def _asked(self, s: Streams, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = s.side("w", self.image, self.text, self.pairing, by=self.by).x
+        return pick(x[:, : labels.shape[1]], labels)   # a class token behind the words is asked for none
+
     def forward(self, s: Streams) -> Loss:
         """Mean over the masked tokens of this rank, in nats; about log V before training."""
         labels = s.labels(self.labels)
-        states, asked = pick(s.side("w", self.image, self.text, self.pairing, by=self.by).x, labels)
+        states, asked = self._asked(s, labels)
         logits, soft = s.head(self.name, states), None
         if self.alpha:
-            soft = s.teacher.head(self.name, pick(s.teacher.side("w", self.image, self.text, self.pairing, by=self.by).x, labels)[0])
+            soft = s.teacher.head(self.name, self._asked(s.teacher, labels)[0])
         loss = mean_tokens(logits, asked, soft=soft, alpha=ramp(s.step, self.ramp, self.alpha))
         return Loss(loss, {"acc": hits(logits, asked)})

@@ -19,15 +19,15 @@ def open_block(source: str, part: str) -> list[str]:
     ]
 
 
-def open_image_rows(source: str) -> list[str]:
-    """Rows of the image tower but for its projection, as OpenAI named them and open_clip does."""
+def open_image_rows(source: str, *, norm: str = "vision.trunk.norm") -> list[str]:
+    """Rows of the image tower but for its projection, as OpenAI named them and open_clip does; `norm` is ours of `ln_post`."""
     return [
         f"{source}class_embedding       -> vision.embed.cls | squeeze",
         f"{source}positional_embedding  -> vision.embed.position | squeeze grid",
         f"{source}conv1.weight          -> vision.embed.proj.weight",
         f"{source}ln_pre.*              -> vision.embed.norm.*",
         *open_block(source, "vision"),
-        f"{source}ln_post.*             -> vision.trunk.norm.*",
+        f"{source}ln_post.*             -> {norm}.*",
     ]
 
 
