@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vlpkit.data.regions import Found, pad
 from vlpkit.data.tokenize import Words
 from vlpkit.types import Batch, ImageInput
 
@@ -16,10 +18,11 @@ from vlpkit.types import Batch, ImageInput
 class Sample(NamedTuple):
     """One usable pair."""
 
-    pixels: Tensor  # (3, S, S) uint8
+    pixels: Tensor | None  # (3, S, S) uint8, where the recipe reads pixels
     caption: str
     number: int  # global sample number
     key: str
+    found: Found | None = None  # where it reads regions
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
@@ -30,12 +33,20 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return pixels
 
 
+def images_of(pixels: Sequence[Tensor | None], found: Sequence[Found | None]) -> tuple[ImageInput, dict[str, Tensor]]:
+    """R images as one input with the pixels (R, 3, S, S) uint8, the regions or both that there are, and the targets of their regions."""
+    seen, regions = [image for image in pixels if image is not None], [one for one in found if one is not None]
+    image, targets = pad(regions) if regions else (ImageInput(), {})
+    return (replace(image, pixels=stack(seen)) if seen else image), targets
+
+
 def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" (B, 3, S, S) uint8, texts "clean" (B, N), pair_id the sample numbers."""
+    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N), targets of regions, pair_id the sample numbers."""
+    image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
     return Batch(
-        images={"clean": ImageInput(stack([sample.pixels for sample in samples]))},
+        images={"clean": image},
         texts={"clean": words.encode([sample.caption for sample in samples])},
-        targets={},
+        targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),
     )

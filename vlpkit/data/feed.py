@@ -4,19 +4,21 @@ Refused samples are replaced where they stand and travel to the main process as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlpkit.data.collate import Sample, collate, stack
+from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.order import Order, sample_rng
-from vlpkit.data.reader import TEXTS, Reader
+from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
+from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
@@ -47,10 +49,11 @@ class EvalBatch:
 
     Args:
         index: (R,) int64 sample numbers.
-        images: R rows of (3, S, S) uint8.
+        images: R rows of (3, S, S) uint8, of regions, or of both.
         captions: all captions of each.
         records: KEY.json of each as a dict, {} without one.
         keys: sample keys.
+        targets: of the regions, R rows each; {} without them.
     """
 
     index: Tensor
@@ -58,6 +61,7 @@ class EvalBatch:
     captions: list[list[str]]
     records: list[dict[str, Any]]
     keys: list[str]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +73,46 @@ class EvalItem:
     faults: tuple[Fault, ...]
 
 
+class Seen(NamedTuple):
+    """What was read of one sample."""
+
+    pixels: Tensor | None
+    found: Found | None
+    captions: list[str]
+    record: dict[str, Any]
+
+
+class Look:
+    """Reads of a sample what the recipe wants: nothing else is fetched, and nothing else decoded.
+
+    Args:
+        reader: bytes by number.
+        transform: of the pixels; None: no pixels are read.
+        regions: which regions count; None: none are read.
+    """
+
+    def __init__(self, reader: Reader, *, transform: Transform | None, regions: Detections | None) -> None:
+        self.reader, self.transform, self.regions = reader, transform, regions
+        self._only = (*(IMAGES if transform is not None else ()), *TEXTS, *((MEMBER,) if regions is not None else ()))
+
+    def __call__(self, number: int, rng: np.random.Generator, caption: Callable[[list[str]], list[str]] = list) -> Seen:
+        """One sample; `caption` chooses among its captions before `rng` goes to the pixels. Raises Refused."""
+        members = self.reader.read(number, only=self._only)
+        image = image_of(members) if self.transform is not None else b""
+        captions, record = read_caption(members.get("txt"), members.get("json"))
+        captions = caption(captions)
+        found = None if self.regions is None else self.regions(members.get(MEMBER), record)
+        return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record)
+
+
 class TrainItems(Dataset[Item]):
     """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number."""
 
-    def __init__(self, *, reader: Reader, order: Order, share: Share, transform: Transform, words: Words) -> None:
+    def __init__(
+        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None
+    ) -> None:
         self.reader, self.order, self.share = reader, order, share
-        self.transform, self.words = transform, words
+        self.look, self.words = Look(reader, transform=transform, regions=regions), words
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
@@ -100,33 +138,32 @@ class TrainItems(Dataset[Item]):
 
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        image, txt, record = self.reader.pair(number)
-        captions, _ = read_caption(txt, record)
-        caption = captions[int(rng.integers(len(captions)))]
-        return Sample(self.transform(image, rng), caption, number, self.reader.index.key(number))
+        seen = self.look(number, rng, lambda captions: [captions[int(rng.integers(len(captions)))]])
+        return Sample(seen.pixels, seen.captions[0], number, self.reader.index.key(number), seen.found)
 
 
 class EvalItems(Dataset[EvalItem]):
     """Items by their span of sample numbers; what is refused is left out and reported."""
 
-    def __init__(self, *, reader: Reader, transform: Transform) -> None:
-        self.reader, self.transform = reader, transform
+    def __init__(self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None) -> None:
+        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
-        rows: list[tuple[int, Tensor, list[str], dict[str, Any]]] = []
+        numbers: list[int] = []
+        rows: list[Seen] = []
         faults: list[Fault] = []
         for number in range(*span):
             try:
-                image, txt, record = self.reader.pair(number)
-                captions, fields = read_caption(txt, record)
-                rows.append((number, self.transform(image, sample_rng(0, 0, number)), captions, fields))
+                rows.append(self.look(number, sample_rng(0, 0, number)))
+                numbers.append(number)
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=number, attempt=0))
         if not rows:
             return EvalItem(span[1] - span[0], None, tuple(faults))
-        numbers, images, captions_, records = (list(column) for column in zip(*rows))
+        images, targets = images_of([seen.pixels for seen in rows], [seen.found for seen in rows])
         keys = [self.reader.index.key(number) for number in numbers]
-        batch = EvalBatch(torch.tensor(numbers, dtype=torch.int64), ImageInput(stack(images)), captions_, records, keys)
+        index = torch.tensor(numbers, dtype=torch.int64)
+        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets)
         return EvalItem(span[1] - span[0], batch, tuple(faults))
 
 

@@ -42,7 +42,7 @@ class HeldOut(Evaluator):
         count = 0
         for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
             texts = words_of(data).encode([captions[0] for captions in batch.captions])
-            pairs = Batch({"clean": batch.images}, {"clean": texts}, {}, batch.index).to(module.device)
+            pairs = Batch({"clean": batch.images}, {"clean": texts}, batch.targets, batch.index).to(module.device)
             for name, value in self._values(module, pairs, number).items():
                 sums[name] += value * len(pairs)
             count += len(pairs)
