@@ -20,7 +20,7 @@ from vlpkit.data.tokenize import Words, load_words
 from vlpkit.durations import Clock
 from vlpkit.schema import register
 from vlpkit.streams import Streams
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import IGNORE, Batch, ImageInput
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -77,6 +77,7 @@ def tiny_batch(words: Words, *, rows: int = 4, size: int = 32, seed: int = 0) ->
     texts = words.encode([CAPTIONS[(start + i) % len(CAPTIONS)] for i in range(rows)])
     regions, targets = tiny_regions(rows, rng)
     image = replace(regions, pixels=pixels)
+    targets["answer"] = torch.where(torch.arange(rows) % 2 == 0, IGNORE, torch.randint(33, (rows,), generator=rng))
     return Batch({"clean": image}, {"clean": texts}, targets, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
 
 

@@ -291,6 +291,8 @@ def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
             image, targets = detections(cfg).blank(rows)
         else:
             image, targets = ImageInput(torch.zeros(rows, 3, size, size)), {}
+        if cfg["data"].get("questions") is not None:
+            targets["answer"] = torch.zeros(rows, dtype=torch.int64)
         return Batch({"clean": image}, {"clean": TextInput(ids, mask)}, targets, torch.zeros(rows, dtype=torch.int64))
 
 

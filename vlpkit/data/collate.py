@@ -23,6 +23,7 @@ class Sample(NamedTuple):
     number: int  # global sample number
     key: str
     found: Found | None = None  # where it reads regions
+    answer: int | None = None  # where it reads questions; IGNORE beside a caption
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
@@ -41,8 +42,11 @@ def images_of(pixels: Sequence[Tensor | None], found: Sequence[Found | None]) ->
 
 
 def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N), targets of regions, pair_id the sample numbers."""
+    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N), targets of regions and the answer, pair_id the sample numbers."""
     image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
+    answers = [sample.answer for sample in samples if sample.answer is not None]
+    if answers:
+        targets["answer"] = torch.tensor(answers, dtype=torch.int64)
     return Batch(
         images={"clean": image},
         texts={"clean": words.encode([sample.caption for sample in samples])},

@@ -17,13 +17,14 @@ from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.order import Order, sample_rng
+from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
 from vlpkit.data.workers import load
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import IGNORE, Batch, ImageInput
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class EvalBatch:
         records: KEY.json of each as a dict, {} without one.
         keys: sample keys.
         targets: of the regions, R rows each; {} without them.
+        questions: of each image, with their answers' numbers; [] where the recipe reads none.
     """
 
     index: Tensor
@@ -62,6 +64,18 @@ class EvalBatch:
     records: list[dict[str, Any]]
     keys: list[str]
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    questions: list[list[Asked]] = field(default_factory=list)
+
+    def told(self) -> tuple[list[str], Mapping[str, Tensor]]:
+        """One text an image, and all targets: its first caption, or, of every other image that has questions, one of these with its answer."""
+        texts = [captions[0] for captions in self.captions]
+        if not self.questions:
+            return texts, self.targets
+        answers = torch.full_like(self.index, IGNORE)
+        for row, (number, asked) in enumerate(zip(self.index.tolist(), self.questions)):
+            if asked and number % 2:
+                texts[row], answers[row] = asked[number // 2 % len(asked)]
+        return texts, {**self.targets, "answer": answers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +94,7 @@ class Seen(NamedTuple):
     found: Found | None
     captions: list[str]
     record: dict[str, Any]
+    told: Asked | None  # the text of a training sample
 
 
 class Look:
@@ -89,30 +104,35 @@ class Look:
         reader: bytes by number.
         transform: of the pixels; None: no pixels are read.
         regions: which regions count; None: none are read.
+        questions: how they are mixed with captions; None: captions alone.
     """
 
-    def __init__(self, reader: Reader, *, transform: Transform | None, regions: Detections | None) -> None:
-        self.reader, self.transform, self.regions = reader, transform, regions
+    def __init__(self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None) -> None:
+        self.reader, self.transform, self.regions, self.questions = reader, transform, regions, questions
         self._only = (*(IMAGES if transform is not None else ()), *TEXTS, *((MEMBER,) if regions is not None else ()))
 
-    def __call__(self, number: int, rng: np.random.Generator, caption: Callable[[list[str]], list[str]] = list) -> Seen:
-        """One sample; `caption` chooses among its captions before `rng` goes to the pixels. Raises Refused."""
+    def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
+        """One sample; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
         captions, record = read_caption(members.get("txt"), members.get("json"))
-        captions = caption(captions)
+        told = self._told(captions, record, rng) if choose else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
-        return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record)
+        return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record, told)
+
+    def _told(self, captions: list[str], record: dict[str, Any], rng: np.random.Generator) -> Asked:
+        return (captions[int(rng.integers(len(captions)))], IGNORE) if self.questions is None else self.questions.choose(captions, record, rng)
 
 
 class TrainItems(Dataset[Item]):
     """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number."""
 
     def __init__(
-        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None
+        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self.reader, self.order, self.share = reader, order, share
-        self.look, self.words = Look(reader, transform=transform, regions=regions), words
+        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions), words
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
@@ -138,15 +158,19 @@ class TrainItems(Dataset[Item]):
 
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        seen = self.look(number, rng, lambda captions: [captions[int(rng.integers(len(captions)))]])
-        return Sample(seen.pixels, seen.captions[0], number, self.reader.index.key(number), seen.found)
+        seen = self.look(number, rng, choose=True)
+        assert seen.told is not None
+        text, answer = seen.told
+        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer)
 
 
 class EvalItems(Dataset[EvalItem]):
     """Items by their span of sample numbers; what is refused is left out and reported."""
 
-    def __init__(self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None) -> None:
-        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions)
+    def __init__(
+        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None
+    ) -> None:
+        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
         numbers: list[int] = []
@@ -154,7 +178,7 @@ class EvalItems(Dataset[EvalItem]):
         faults: list[Fault] = []
         for number in range(*span):
             try:
-                rows.append(self.look(number, sample_rng(0, 0, number)))
+                rows.append(self.look(number, sample_rng(0, 0, number), choose=False))
                 numbers.append(number)
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=number, attempt=0))
@@ -163,7 +187,8 @@ class EvalItems(Dataset[EvalItem]):
         images, targets = images_of([seen.pixels for seen in rows], [seen.found for seen in rows])
         keys = [self.reader.index.key(number) for number in numbers]
         index = torch.tensor(numbers, dtype=torch.int64)
-        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets)
+        asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
+        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked)
         return EvalItem(span[1] - span[0], batch, tuple(faults))
 
 

@@ -18,6 +18,7 @@ from vlpkit.data.faults import Ledger
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
 from vlpkit.data.index import Index, build_index
 from vlpkit.data.order import Order
+from vlpkit.data.questions import Questions
 from vlpkit.data.reader import Reader
 from vlpkit.data.regions import Detections
 from vlpkit.data.shardlist import expand
@@ -63,6 +64,7 @@ class DataModule(pl.LightningDataModule):
         seed: of order, captions and augmentation.
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
         regions: what is read of KEY.regions.npz; None: nothing.
+        questions: how questions are mixed with captions; None: captions alone.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class DataModule(pl.LightningDataModule):
         max_bad_share: float = 0.01,
         limit: int | None = None,
         regions: Detections | None = None,
+        questions: Questions | None = None,
     ) -> None:
         super().__init__()
         _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
@@ -100,7 +103,9 @@ class DataModule(pl.LightningDataModule):
         if image_size is not None and regions is not None:
             raise ConfigError("data.regions measures boxes on whole images, but the vision part reads pixels, which are cut. Take data.regions away")
         wishes = safe_augment(augment, safe)
-        self.regions = regions
+        if questions is not None and questions.numbers is None:
+            raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
+        self.regions, self.questions = regions, questions
         self.train_transform = None if image_size is None else TrainTransform(image_size=image_size, **wishes)
         self.eval_transform = None if image_size is None else EvalTransform(image_size=image_size, resize=eval_resize)
         self.samples_seen = 0  # of the whole world; set by the training module when a step is done
@@ -171,7 +176,8 @@ class DataModule(pl.LightningDataModule):
         if self.words is None:
             raise ConfigError("data has no tokenizer yet: attach one (data.words = ...) before the training loader is made")
         items = TrainItems(
-            reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words, regions=self.regions
+            reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words, regions=self.regions,
+            questions=self.questions,
         )
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         return TrainLoader(items, span=lambda: range(share.turn(self.samples_seen), stop), workers=self.workers, ledger=self.ledger)
@@ -186,7 +192,7 @@ class DataModule(pl.LightningDataModule):
         """
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
-        items = EvalItems(reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions)
+        items = EvalItems(reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions)
         return self._evaluate(load(items, spans, workers=min(self.workers, len(spans)), key=self.val_ledger.key))
 
     def _evaluate(self, items: Iterator[EvalItem]) -> Iterator[EvalBatch]:
