@@ -293,7 +293,8 @@ def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
             image, targets = ImageInput(torch.zeros(rows, 3, size, size)), {}
         if cfg["data"].get("questions") is not None:
             targets["answer"] = torch.zeros(rows, dtype=torch.int64)
-        return Batch({"clean": image}, {"clean": TextInput(ids, mask)}, targets, torch.zeros(rows, dtype=torch.int64))
+        texts = {"clean": TextInput(ids, mask)} | ({"second": TextInput(ids, mask)} if cfg["data"].get("second") else {})
+        return Batch({"clean": image}, texts, targets, torch.zeros(rows, dtype=torch.int64))
 
 
 def image_size(cfg: Mapping[str, Any]) -> int | None:

@@ -10,8 +10,10 @@ import pytest
 from shards import words
 
 from vlpkit.data.decode import Refused
+from vlpkit.data.feed import another
 from vlpkit.data.questions import Questions
 from vlpkit.data.shapes.questions import ANSWERS
+from vlpkit.data.tokenize import load_words
 from vlpkit.data.world import WorldData
 from vlpkit.errors import ConfigError
 from vlpkit.types import IGNORE
@@ -77,3 +79,19 @@ def test_without_questions_there_is_no_such_target(tmp_path: Path) -> None:
     data = WorldData(cache=str(tmp_path), **OPTIONS)
     assert "answer" not in next(iter(data.train_dataloader()))["pairs"].targets
     assert "answer" not in next(data.eval_batches(batch=4)).told()[1]
+
+
+def test_a_second_caption_of_the_same_image_comes_along_on_request(tmp_path: Path) -> None:
+    data = WorldData(cache=str(tmp_path), second=True, **{**OPTIONS, "world": {"train": 64, "val": 20, "image_size": 32, "noise": 0.0}})
+    found, = data.eval_batches(batch=20)
+    assert all(second in captions and second != captions[0] for second, captions in zip(found.seconds(), found.captions))
+    data.words = load_words(name="", kind="wordpiece", size=400, length=64, captions=data.captions)
+    batch = next(iter(data.train_dataloader()))["pairs"]
+    assert batch.texts["second"].ids.shape[0] == 32
+    assert all(a[m].tolist() != b[n].tolist() for a, m, b, n in zip(
+        batch.texts["clean"].ids, batch.texts["clean"].mask, batch.texts["second"].ids, batch.texts["second"].mask, strict=True))  # fmt: skip
+
+
+def test_an_image_with_one_caption_gets_it_twice() -> None:
+    assert another("a", ["a"], 0) == "a"
+    assert [another("a", ["a", "b", "c"], n) for n in range(3)] == ["b", "c", "b"]

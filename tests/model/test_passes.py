@@ -29,6 +29,8 @@ BUDGET = {
     "vlmo": {"vision": 1, "vision.vl": 1, "text": 1, "text.vl": 1, "fusion": 2},
     "meter": {"vision": 1, "text": 2, "fusion": 2},
     "git": {"vision": 1, "fusion": 1},
+    "uniter": {"fusion": 3},   # masked words; hidden regions, of three tasks; matching, which the alignment shares
+    "visualbert": {"fusion": 1},
 }
 
 

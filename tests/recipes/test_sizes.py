@@ -19,6 +19,7 @@ PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of para
     ("clip", "base", 49408): 149.62,    # open_clip's model profile, ViT-B-16
     ("align", "base", 30522): 171.53,    # transformers' AlignModel at its defaults (EfficientNet-B7, BERT-base): 172.12 with BERT's pooler, which the loss never reads
     ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
+    ("visualbert", "base", 30522): 112.07,  # transformers' VisualBertForPreTraining at its defaults, features of 2048 numbers
 }
 
 
@@ -30,9 +31,9 @@ def test_a_recipe_has_the_published_number_of_parameters(recipe: str, size: str,
     assert count(made.model)[0] / 1e6 == pytest.approx(PUBLISHED[recipe, size, vocab], rel=0.01)
 
 
-def at_base(recipe: str, vocab: int) -> VLModel:
-    """The recipe at base, on the meta device."""
-    cfg = composed(f"model={recipe}", "size=base")
+def at_base(recipe: str, vocab: int, *, size: str = "base") -> VLModel:
+    """The recipe at the size of its paper, on the meta device."""
+    cfg = composed(f"model={recipe}", f"size={size}")
     return dry_step(cfg, words=numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"]), clock=CLOCK)[0].model
 
 
@@ -59,3 +60,9 @@ def test_git_has_the_parameters_of_transformers_model_but_for_its_own_output_tab
         theirs = GitForCausalLM(GitConfig())
     expected = millions(theirs) - millions(theirs.output) + theirs.output.out_features / 1e6
     assert millions(at_base("git", 30522)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("size", "published"), [("base", 86), ("large", 303)])   # the paper (recalled), which leaves out words and heads
+def test_uniter_has_the_published_number_of_parameters_beside_its_words(size: str, published: int) -> None:
+    model = at_base("uniter", 28996, size=size)
+    assert millions(model.part("vision"), model.part("fusion")) == pytest.approx(published, rel=0.01)

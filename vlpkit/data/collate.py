@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlpkit.data.regions import Found, pad
 from vlpkit.data.tokenize import Words
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import Batch, ImageInput, TextInput
 
 
 class Sample(NamedTuple):
@@ -24,6 +24,7 @@ class Sample(NamedTuple):
     key: str
     found: Found | None = None  # where it reads regions
     answer: int | None = None  # where it reads questions; IGNORE beside a caption
+    second: str | None = None  # another caption, where it reads two of each image
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
@@ -41,15 +42,22 @@ def images_of(pixels: Sequence[Tensor | None], found: Sequence[Found | None]) ->
     return (replace(image, pixels=stack(seen)) if seen else image), targets
 
 
+def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: Words) -> dict[str, TextInput]:
+    """B texts "clean", and beside them "second" where each image has another one."""
+    texts = {"clean": words.encode(captions)}
+    others = [text for text in seconds if text is not None]
+    return {**texts, "second": words.encode(others)} if others else texts
+
+
 def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N), targets of regions and the answer, pair_id the sample numbers."""
+    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N) and, of recipes that read two, "second", targets of regions and the answer, pair_id the sample numbers."""
     image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
     answers = [sample.answer for sample in samples if sample.answer is not None]
     if answers:
         targets["answer"] = torch.tensor(answers, dtype=torch.int64)
     return Batch(
         images={"clean": image},
-        texts={"clean": words.encode([sample.caption for sample in samples])},
+        texts=texts_of([sample.caption for sample in samples], [sample.second for sample in samples], words=words),
         targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),

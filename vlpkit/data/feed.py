@@ -4,7 +4,7 @@ Refused samples are replaced where they stand and travel to the main process as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class EvalBatch:
         keys: sample keys.
         targets: of the regions, R rows each; {} without them.
         questions: of each image, with their answers' numbers; [] where the recipe reads none.
+        second: whether the recipe reads two captions of an image.
     """
 
     index: Tensor
@@ -65,6 +66,11 @@ class EvalBatch:
     keys: list[str]
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     questions: list[list[Asked]] = field(default_factory=list)
+    second: bool = False
+
+    def seconds(self) -> list[str | None]:
+        """Another caption of each image, where the recipe reads two."""
+        return [another(captions[0], captions, 1 % len(captions)) if self.second else None for captions in self.captions]
 
     def told(self) -> tuple[list[str], Mapping[str, Tensor]]:
         """One text an image, and all targets: its first caption, or, of every other image that has questions, one of these with its answer."""
@@ -129,9 +135,9 @@ class TrainItems(Dataset[Item]):
 
     def __init__(
         self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None,
-        questions: Questions | None = None,
+        questions: Questions | None = None, second: bool = False,
     ) -> None:
-        self.reader, self.order, self.share = reader, order, share
+        self.reader, self.order, self.share, self.second = reader, order, share, second
         self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions), words
 
     def __getitem__(self, turn: int) -> Item:
@@ -161,15 +167,17 @@ class TrainItems(Dataset[Item]):
         seen = self.look(number, rng, choose=True)
         assert seen.told is not None
         text, answer = seen.told
-        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer)
+        other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
+        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)
 
 
 class EvalItems(Dataset[EvalItem]):
     """Items by their span of sample numbers; what is refused is left out and reported."""
 
     def __init__(
-        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None
+        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None, second: bool = False
     ) -> None:
+        self.second = second
         self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
@@ -188,7 +196,7 @@ class EvalItems(Dataset[EvalItem]):
         keys = [self.reader.index.key(number) for number in numbers]
         index = torch.tensor(numbers, dtype=torch.int64)
         asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
-        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked)
+        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked, self.second)
         return EvalItem(span[1] - span[0], batch, tuple(faults))
 
 
@@ -223,6 +231,12 @@ def fault(reader: Reader, number: int, refused: Refused, *, position: int, attem
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
     return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+
+
+def another(text: str, captions: Sequence[str], number: int) -> str:
+    """A caption other than `text`, counted on from that `number`; `text` itself where there is no other."""
+    rest = [caption for caption in captions if caption != text] or [text]
+    return rest[number % len(rest)]
 
 
 def captions_of(reader: Reader, number: int) -> list[str]:

@@ -65,6 +65,7 @@ class DataModule(pl.LightningDataModule):
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
         regions: what is read of KEY.regions.npz; None: nothing.
         questions: how questions are mixed with captions; None: captions alone.
+        second: whether a second caption of each image comes along, as the text "second"; the first one again where there is no other.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class DataModule(pl.LightningDataModule):
         limit: int | None = None,
         regions: Detections | None = None,
         questions: Questions | None = None,
+        second: bool = False,
     ) -> None:
         super().__init__()
         _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
@@ -105,7 +107,7 @@ class DataModule(pl.LightningDataModule):
         wishes = safe_augment(augment, safe)
         if questions is not None and questions.numbers is None:
             raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
-        self.regions, self.questions = regions, questions
+        self.regions, self.questions, self.second = regions, questions, second
         self.train_transform = None if image_size is None else TrainTransform(image_size=image_size, **wishes)
         self.eval_transform = None if image_size is None else EvalTransform(image_size=image_size, resize=eval_resize)
         self.samples_seen = 0  # of the whole world; set by the training module when a step is done
@@ -177,7 +179,7 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError("data has no tokenizer yet: attach one (data.words = ...) before the training loader is made")
         items = TrainItems(
             reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words, regions=self.regions,
-            questions=self.questions,
+            questions=self.questions, second=self.second,
         )
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         return TrainLoader(items, span=lambda: range(share.turn(self.samples_seen), stop), workers=self.workers, ledger=self.ledger)
@@ -192,7 +194,9 @@ class DataModule(pl.LightningDataModule):
         """
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
-        items = EvalItems(reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions)
+        items = EvalItems(
+            reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
+        )
         return self._evaluate(load(items, spans, workers=min(self.workers, len(spans)), key=self.val_ledger.key))
 
     def _evaluate(self, items: Iterator[EvalItem]) -> Iterator[EvalBatch]:

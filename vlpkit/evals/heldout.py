@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from vlpkit import dist
+from vlpkit.data.collate import texts_of
 from vlpkit.data.module import DataModule
 from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
@@ -42,7 +43,7 @@ class HeldOut(Evaluator):
         count = 0
         for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
             texts, targets = batch.told()
-            pairs = Batch({"clean": batch.images}, {"clean": words_of(data).encode(texts)}, targets, batch.index).to(module.device)
+            pairs = Batch({"clean": batch.images}, texts_of(texts, batch.seconds(), words=words_of(data)), targets, batch.index).to(module.device)
             for name, value in self._values(module, pairs, number).items():
                 sums[name] += value * len(pairs)
             count += len(pairs)
