@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from torch import Tensor
 
 from vlpkit.assemble import Assembly, assemble
 from vlpkit.check import settle
+from vlpkit.data.regions import Found, pad
 from vlpkit.data.tokenize import Words, load_words
 from vlpkit.durations import Clock
 from vlpkit.schema import register
 from vlpkit.streams import Streams
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import IGNORE, Batch, ImageInput
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -67,12 +70,31 @@ def tiny_model(*overrides: str, seed: int = 0) -> tuple[Assembly, Words]:
 
 
 def tiny_batch(words: Words, *, rows: int = 4, size: int = 32, seed: int = 0) -> Batch:
-    """Random pictures beside real captions."""
+    """Random pictures and regions, of which a recipe reads one or the other, beside real captions."""
     rng = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (rows, 3, size, size), generator=rng, dtype=torch.uint8)
     start = int(torch.randint(len(CAPTIONS), (), generator=rng))
     texts = words.encode([CAPTIONS[(start + i) % len(CAPTIONS)] for i in range(rows)])
-    return Batch({"clean": ImageInput(pixels)}, {"clean": texts}, {}, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
+    regions, targets = tiny_regions(rows, rng)
+    image = replace(regions, pixels=pixels)
+    targets["answer"] = torch.where(torch.arange(rows) % 2 == 0, IGNORE, torch.randint(33, (rows,), generator=rng))
+    second = words.encode([CAPTIONS[(start + i + 1) % len(CAPTIONS)] for i in range(rows)])
+    return Batch({"clean": image}, {"clean": texts, "second": second}, targets, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
+
+
+def tiny_regions(rows: int, rng: torch.Generator) -> tuple[ImageInput, dict[str, Tensor]]:
+    """Regions as the embedded world has them at size=tiny, three to six an image, with all the targets there are."""
+    found = []
+    for row in range(rows):
+        many = 3 + row % 4
+        corners = torch.rand(many, 2, 2, generator=rng).sort(1).values.flatten(1)
+        targets = {
+            "class": torch.randint(1, 9, (many,), generator=rng), "confidence": torch.rand(many, generator=rng),
+            "soft": torch.rand(many, 9, generator=rng).softmax(-1), "attribute": torch.randint(9, (many,), generator=rng),
+            "attribute_confidence": torch.rand(many, generator=rng),
+        }  # fmt: skip
+        found.append(Found(torch.rand(many, 64, generator=rng).half(), corners, {f"region_{name}": t for name, t in targets.items()}))
+    return pad(found)
 
 
 def tiny_streams(assembly: Assembly, batch: Batch, *, step: int = 0, seed: tuple[int | str, ...] = (0,)) -> Streams:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from vlpkit.plan import Plan
 from vlpkit.streams import Draw, Streams
 from vlpkit.teacher import Teacher
 from vlpkit.types import Batch, Dims, ImageInput, TextInput
+
+if TYPE_CHECKING:  # brings decoders, which few recipes need for a dry step
+    from vlpkit.data.regions import Detections
 
 ORDER = ("vision", "text", "fusion", "decoder")
 
@@ -279,16 +282,31 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
 
 
 def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
+    """A batch of zeros with what the vision part reads."""
     size, rows = image_size(cfg), 4
     with torch.device("meta"):
         ids = torch.zeros(rows, min(words.length, 16), dtype=torch.int64)
         mask = torch.ones(ids.shape, dtype=torch.bool)  # not ones_like: on the meta device that loads a symbolic algebra system
-        return Batch(
-            {"clean": ImageInput(torch.zeros(rows, 3, size, size))}, {"clean": TextInput(ids, mask)}, {},
-            torch.zeros(rows, dtype=torch.int64),
-        )
+        if size is None:
+            image, targets = detections(cfg).blank(rows)
+        else:
+            image, targets = ImageInput(torch.zeros(rows, 3, size, size)), {}
+        if cfg["data"].get("questions") is not None:
+            targets["answer"] = torch.zeros(rows, dtype=torch.int64)
+        texts = {"clean": TextInput(ids, mask)} | ({"second": TextInput(ids, mask)} if cfg["data"].get("second") else {})
+        return Batch({"clean": image}, texts, targets, torch.zeros(rows, dtype=torch.int64))
 
 
-def image_size(cfg: Mapping[str, Any]) -> int:
-    """Side in pixels of the images that the vision part reads."""
-    return int(cfg["model"]["vision"]["embed"]["image_size"])
+def image_size(cfg: Mapping[str, Any]) -> int | None:
+    """Side in pixels of the images that the vision part reads; None when it reads none."""
+    size = cfg["model"]["vision"]["embed"].get("image_size")
+    return None if size is None else int(size)
+
+
+def detections(cfg: Mapping[str, Any]) -> Detections:
+    """Which regions the data delivers. Raises AssemblyError when a vision part without pixels finds none of these, either."""
+    node = cfg["data"].get("regions")
+    if node is None:
+        raise AssemblyError("model.vision reads no pixels, and data.regions is null. Use vision=regions, which asks the data for regions, or another vision")
+    made: Detections = build(node, None, where="data.regions")
+    return made

@@ -70,8 +70,11 @@ def preprocessing(model: VLModel, config: Mapping[str, Any]) -> dict[str, Any]:
     """How an image becomes what the vision part reads.
 
     Returns:
-        image_size (pixels a side), resize (squash, or crop: short side, then the centre), interpolation, mean and std of channels in [0, 1].
+        image_size (pixels a side), resize (squash, or crop: short side, then the centre), interpolation, mean and std of channels in [0, 1];
+        or regions (which of a detector's), where no pixels are read.
     """
+    if image_size(config) is None:
+        return {"regions": {key: value for key, value in config["data"]["regions"].items() if key != "_target_"}}
     normalise = next(module for module in model.part("vision").modules() if isinstance(module, Normalise))
     mean, std = ([round(value, 8) for value in tensor.flatten().tolist()] for tensor in (normalise.mean, normalise.std))
     return {"image_size": image_size(config), "resize": config["data"]["eval_resize"], "interpolation": "bicubic", "mean": mean, "std": std}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.builders import tiny_batch, tiny_model, tiny_streams
+from vlpkit.draws.pairs import joined
 from vlpkit.errors import AssemblyError
-from vlpkit.types import IGNORE
+from vlpkit.streams import Streams
+from vlpkit.types import IGNORE, TextInput
 
 
 def test_special_tokens_and_padding_are_never_masked() -> None:
@@ -48,3 +52,44 @@ def test_every_real_word_after_the_opening_is_asked_for_and_the_closing_one_too(
 def test_a_tokenizer_without_the_opening_is_refused_with_the_key_that_adds_it() -> None:
     with pytest.raises(AssemblyError, match=r"draws\.caption: the tokenizer has no special token 'dec'[\s\S]*model\.text\.words\.add=\[dec\]"):
         tiny_model("model=blip", "model.text.words.add=[enc]")
+
+
+def test_two_sentences_are_joined_without_a_gap_and_told_apart_by_segment() -> None:
+    ids, mask = torch.tensor([[1, 5, 2, 0], [1, 6, 7, 2]]), torch.tensor([[True, True, True, False], [True] * 4])
+    more, real = torch.tensor([[1, 8, 9, 2], [1, 3, 2, 0]]), torch.tensor([[True] * 4, [True, True, True, False]])
+    both = joined(TextInput(ids, mask), TextInput(more, real))
+    assert both.ids.tolist() == [[1, 5, 2, 8, 9, 2, 0], [1, 6, 7, 2, 3, 2, 0]]
+    assert both.mask.tolist() == [[True] * 6 + [False], [True] * 6 + [False]]
+    assert both.segment is not None
+    assert both.segment[both.mask].tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1]
+
+
+def test_the_second_sentence_is_of_another_image_half_of_the_time_and_told_by_what_it_is() -> None:
+    made, words = tiny_model("model=visualbert")
+    batch = tiny_batch(words, rows=8)
+    second, right = batch.texts["second"], 0
+    for seed in range(20):
+        s = tiny_streams(made, batch, seed=(seed,))
+        text, pairing = s.text("two.text"), s.pairing("two.pairing")
+        assert torch.equal(pairing.image, pairing.text)   # the first sentence and its image stay together
+        for row in range(8):
+            assert text.segment is not None
+            said = text.ids[row][text.mask[row] & (text.segment[row] == 1)].tolist()
+            own = second.ids[row][second.mask[row]].tolist()[1:]
+            assert bool(pairing.match[row]) is (said == own)
+        right += int(pairing.match.sum())
+    assert 50 < right < 110   # of 160
+
+
+def test_captions_of_the_same_image_are_a_true_second_sentence_whoever_drew_them() -> None:
+    made, words = tiny_model("model=visualbert")
+    batch = tiny_batch(words)
+    s = tiny_streams(made, replace(batch, pair_id=torch.zeros(4, dtype=torch.int64)))
+    assert s.pairing("two.pairing").match.tolist() == [1, 1, 1, 1]
+
+
+def test_who_brings_own_pairs_gets_single_sentences() -> None:
+    made, words = tiny_model("model=visualbert")
+    batch = tiny_batch(words)
+    s = Streams(made.model, batch, draws=made.draws, corrupt=False)
+    assert s.text("two.text") is s.text()

@@ -30,6 +30,8 @@ BUDGET = {
     "meter": {"vision": 1, "text": 2, "fusion": 2},
     "git": {"vision": 1, "fusion": 1},
     "coca": {"vision": 1, "text": 1, "decoder": 1},   # both losses read one pass
+    "uniter": {"fusion": 3},   # masked words; hidden regions, of three tasks; matching, which the alignment shares
+    "visualbert": {"fusion": 1},
 }
 
 

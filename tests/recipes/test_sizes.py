@@ -20,6 +20,7 @@ PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of para
     ("clip", "base", 49408): 149.62,    # open_clip's model profile, ViT-B-16
     ("align", "base", 30522): 171.53,    # transformers' AlignModel at its defaults (EfficientNet-B7, BERT-base): 172.12 with BERT's pooler, which the loss never reads
     ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
+    ("visualbert", "base", 30522): 112.07,  # transformers' VisualBertForPreTraining at its defaults, features of 2048 numbers
 }
 
 
@@ -80,3 +81,9 @@ def test_coca_in_the_form_of_open_clip_has_as_many_parameters(theirs: str, ours:
     with torch.device("meta"):
         other = open_clip.CoCa(**{key: value for key, value in settings.items() if key != "custom_text"})
     assert count(built(49408, "model=coca", *ours))[0] == sum(p.numel() for p in other.parameters())
+
+
+@pytest.mark.parametrize(("size", "published"), [("base", 86), ("large", 303)])   # the paper (recalled), which leaves out words and heads
+def test_uniter_has_the_published_number_of_parameters_beside_its_words(size: str, published: int) -> None:
+    model = built(28996, "model=uniter", f"size={size}")
+    assert millions(model.part("vision"), model.part("fusion")) == pytest.approx(published, rel=0.01)

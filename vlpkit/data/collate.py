@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vlpkit.data.regions import Found, pad
 from vlpkit.data.tokenize import Words
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import Batch, ImageInput, TextInput
 
 
 class Sample(NamedTuple):
     """One usable pair."""
 
-    pixels: Tensor  # (3, S, S) uint8
+    pixels: Tensor | None  # (3, S, S) uint8, where the recipe reads pixels
     caption: str
     number: int  # global sample number
     key: str
+    found: Found | None = None  # where it reads regions
+    answer: int | None = None  # where it reads questions; IGNORE beside a caption
+    second: str | None = None  # another caption, where it reads two of each image
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
@@ -30,12 +35,30 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return pixels
 
 
+def images_of(pixels: Sequence[Tensor | None], found: Sequence[Found | None]) -> tuple[ImageInput, dict[str, Tensor]]:
+    """R images as one input with the pixels (R, 3, S, S) uint8, the regions or both that there are, and the targets of their regions."""
+    seen, regions = [image for image in pixels if image is not None], [one for one in found if one is not None]
+    image, targets = pad(regions) if regions else (ImageInput(), {})
+    return (replace(image, pixels=stack(seen)) if seen else image), targets
+
+
+def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: Words) -> dict[str, TextInput]:
+    """B texts "clean", and beside them "second" where each image has another one."""
+    texts = {"clean": words.encode(captions)}
+    others = [text for text in seconds if text is not None]
+    return {**texts, "second": words.encode(others)} if others else texts
+
+
 def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" (B, 3, S, S) uint8, texts "clean" (B, N), pair_id the sample numbers."""
+    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N) and, of recipes that read two, "second", targets of regions and the answer, pair_id the sample numbers."""
+    image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
+    answers = [sample.answer for sample in samples if sample.answer is not None]
+    if answers:
+        targets["answer"] = torch.tensor(answers, dtype=torch.int64)
     return Batch(
-        images={"clean": ImageInput(stack([sample.pixels for sample in samples]))},
-        texts={"clean": words.encode([sample.caption for sample in samples])},
-        targets={},
+        images={"clean": image},
+        texts=texts_of([sample.caption for sample in samples], [sample.second for sample in samples], words=words),
+        targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),
     )

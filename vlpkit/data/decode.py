@@ -34,7 +34,7 @@ class Refused(Exception):
     Args:
         reason: the counted word: missing_image, empty_image, not_an_image, unsupported_format, truncated_image,
             broken_image, too_many_bytes, too_many_pixels, too_small, extreme_aspect, missing_caption, empty_caption,
-            bad_utf8 or bad_record.
+            bad_utf8, bad_record, missing_regions, broken_regions, bad_regions or no_regions.
         detail: what exactly was found, for people.
     """
 

@@ -4,24 +4,27 @@ Refused samples are replaced where they stand and travel to the main process as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlpkit.data.collate import Sample, collate, stack
+from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.order import Order, sample_rng
-from vlpkit.data.reader import TEXTS, Reader
+from vlpkit.data.questions import Asked, Questions
+from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
+from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
 from vlpkit.data.workers import load
-from vlpkit.types import Batch, ImageInput
+from vlpkit.types import IGNORE, Batch, ImageInput
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,13 @@ class EvalBatch:
 
     Args:
         index: (R,) int64 sample numbers.
-        images: R rows of (3, S, S) uint8.
+        images: R rows of (3, S, S) uint8, of regions, or of both.
         captions: all captions of each.
         records: KEY.json of each as a dict, {} without one.
         keys: sample keys.
+        targets: of the regions, R rows each; {} without them.
+        questions: of each image, with their answers' numbers; [] where the recipe reads none.
+        second: whether the recipe reads two captions of an image.
     """
 
     index: Tensor
@@ -58,6 +64,24 @@ class EvalBatch:
     captions: list[list[str]]
     records: list[dict[str, Any]]
     keys: list[str]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    questions: list[list[Asked]] = field(default_factory=list)
+    second: bool = False
+
+    def seconds(self) -> list[str | None]:
+        """Another caption of each image, where the recipe reads two."""
+        return [another(captions[0], captions, 1 % len(captions)) if self.second else None for captions in self.captions]
+
+    def told(self) -> tuple[list[str], Mapping[str, Tensor]]:
+        """One text an image, and all targets: its first caption, or, of every other image that has questions, one of these with its answer."""
+        texts = [captions[0] for captions in self.captions]
+        if not self.questions:
+            return texts, self.targets
+        answers = torch.full_like(self.index, IGNORE)
+        for row, (number, asked) in enumerate(zip(self.index.tolist(), self.questions)):
+            if asked and number % 2:
+                texts[row], answers[row] = asked[number // 2 % len(asked)]
+        return texts, {**self.targets, "answer": answers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +93,52 @@ class EvalItem:
     faults: tuple[Fault, ...]
 
 
+class Seen(NamedTuple):
+    """What was read of one sample."""
+
+    pixels: Tensor | None
+    found: Found | None
+    captions: list[str]
+    record: dict[str, Any]
+    told: Asked | None  # the text of a training sample
+
+
+class Look:
+    """Reads of a sample what the recipe wants: nothing else is fetched, and nothing else decoded.
+
+    Args:
+        reader: bytes by number.
+        transform: of the pixels; None: no pixels are read.
+        regions: which regions count; None: none are read.
+        questions: how they are mixed with captions; None: captions alone.
+    """
+
+    def __init__(self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None) -> None:
+        self.reader, self.transform, self.regions, self.questions = reader, transform, regions, questions
+        self._only = (*(IMAGES if transform is not None else ()), *TEXTS, *((MEMBER,) if regions is not None else ()))
+
+    def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
+        """One sample; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
+        members = self.reader.read(number, only=self._only)
+        image = image_of(members) if self.transform is not None else b""
+        captions, record = read_caption(members.get("txt"), members.get("json"))
+        told = self._told(captions, record, rng) if choose else None
+        found = None if self.regions is None else self.regions(members.get(MEMBER), record)
+        return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record, told)
+
+    def _told(self, captions: list[str], record: dict[str, Any], rng: np.random.Generator) -> Asked:
+        return (captions[int(rng.integers(len(captions)))], IGNORE) if self.questions is None else self.questions.choose(captions, record, rng)
+
+
 class TrainItems(Dataset[Item]):
     """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number."""
 
-    def __init__(self, *, reader: Reader, order: Order, share: Share, transform: Transform, words: Words) -> None:
-        self.reader, self.order, self.share = reader, order, share
-        self.transform, self.words = transform, words
+    def __init__(
+        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None,
+        questions: Questions | None = None, second: bool = False,
+    ) -> None:
+        self.reader, self.order, self.share, self.second = reader, order, share, second
+        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions), words
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
@@ -100,33 +164,39 @@ class TrainItems(Dataset[Item]):
 
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        image, txt, record = self.reader.pair(number)
-        captions, _ = read_caption(txt, record)
-        caption = captions[int(rng.integers(len(captions)))]
-        return Sample(self.transform(image, rng), caption, number, self.reader.index.key(number))
+        seen = self.look(number, rng, choose=True)
+        assert seen.told is not None
+        text, answer = seen.told
+        other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
+        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)
 
 
 class EvalItems(Dataset[EvalItem]):
     """Items by their span of sample numbers; what is refused is left out and reported."""
 
-    def __init__(self, *, reader: Reader, transform: Transform) -> None:
-        self.reader, self.transform = reader, transform
+    def __init__(
+        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None, second: bool = False
+    ) -> None:
+        self.second = second
+        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
-        rows: list[tuple[int, Tensor, list[str], dict[str, Any]]] = []
+        numbers: list[int] = []
+        rows: list[Seen] = []
         faults: list[Fault] = []
         for number in range(*span):
             try:
-                image, txt, record = self.reader.pair(number)
-                captions, fields = read_caption(txt, record)
-                rows.append((number, self.transform(image, sample_rng(0, 0, number)), captions, fields))
+                rows.append(self.look(number, sample_rng(0, 0, number), choose=False))
+                numbers.append(number)
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=number, attempt=0))
         if not rows:
             return EvalItem(span[1] - span[0], None, tuple(faults))
-        numbers, images, captions_, records = (list(column) for column in zip(*rows))
+        images, targets = images_of([seen.pixels for seen in rows], [seen.found for seen in rows])
         keys = [self.reader.index.key(number) for number in numbers]
-        batch = EvalBatch(torch.tensor(numbers, dtype=torch.int64), ImageInput(stack(images)), captions_, records, keys)
+        index = torch.tensor(numbers, dtype=torch.int64)
+        asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
+        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked, self.second)
         return EvalItem(span[1] - span[0], batch, tuple(faults))
 
 
@@ -161,6 +231,12 @@ def fault(reader: Reader, number: int, refused: Refused, *, position: int, attem
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
     return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+
+
+def another(text: str, captions: Sequence[str], number: int) -> str:
+    """A caption other than `text`, counted on from that `number`; `text` itself where there is no other."""
+    rest = [caption for caption in captions if caption != text] or [text]
+    return rest[number % len(rest)]
 
 
 def captions_of(reader: Reader, number: int) -> list[str]:

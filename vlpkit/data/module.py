@@ -18,7 +18,9 @@ from vlpkit.data.faults import Ledger
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
 from vlpkit.data.index import Index, build_index
 from vlpkit.data.order import Order
+from vlpkit.data.questions import Questions
 from vlpkit.data.reader import Reader
+from vlpkit.data.regions import Detections
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
 from vlpkit.data.tokenize import Words
@@ -58,9 +60,12 @@ class DataModule(pl.LightningDataModule):
         eval_resize: "squash" or "crop".
         root: folder that shard patterns start from.
         cache: folder for the index.
-        image_size: S, pixels a side.
+        image_size: S, pixels a side; None: pixels are neither read nor decoded.
         seed: of order, captions and augmentation.
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
+        regions: what is read of KEY.regions.npz; None: nothing.
+        questions: how questions are mixed with captions; None: captions alone.
+        second: whether a second caption of each image comes along, as the text "second"; the first one again where there is no other.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class DataModule(pl.LightningDataModule):
         eval_resize: Literal["squash", "crop"],
         root: str,
         cache: str,
-        image_size: int,
+        image_size: int | None,
         seed: int,
         words: Words | None = None,
         val_batch: int = 128,
@@ -83,6 +88,9 @@ class DataModule(pl.LightningDataModule):
         window: int = 8,
         max_bad_share: float = 0.01,
         limit: int | None = None,
+        regions: Detections | None = None,
+        questions: Questions | None = None,
+        second: bool = False,
     ) -> None:
         super().__init__()
         _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
@@ -92,8 +100,16 @@ class DataModule(pl.LightningDataModule):
         self.batch, self.val_batch, self.workers, self.window = batch, val_batch, workers, window
         self.max_bad_share, self.limit, self.seed, self.image_size = max_bad_share, limit, seed, image_size
         self.root, self.cache, self.words = root, Path(cache), words
-        self.train_transform = TrainTransform(image_size=image_size, **safe_augment(augment, safe))
-        self.eval_transform = EvalTransform(image_size=image_size, resize=eval_resize)
+        if image_size is None and regions is None:
+            raise ConfigError("data.regions is null, but the vision part reads no pixels. Use vision=regions, which asks for regions, or another vision")
+        if image_size is not None and regions is not None:
+            raise ConfigError("data.regions measures boxes on whole images, but the vision part reads pixels, which are cut. Take data.regions away")
+        wishes = safe_augment(augment, safe)
+        if questions is not None and questions.numbers is None:
+            raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
+        self.regions, self.questions, self.second = regions, questions, second
+        self.train_transform = None if image_size is None else TrainTransform(image_size=image_size, **wishes)
+        self.eval_transform = None if image_size is None else EvalTransform(image_size=image_size, resize=eval_resize)
         self.samples_seen = 0  # of the whole world; set by the training module when a step is done
         self.ledger = Ledger(max_bad_share=max_bad_share)
         self.val_ledger = Ledger(max_bad_share=1.0, key="data.val_shards")
@@ -161,7 +177,10 @@ class DataModule(pl.LightningDataModule):
         share = self._share_now()
         if self.words is None:
             raise ConfigError("data has no tokenizer yet: attach one (data.words = ...) before the training loader is made")
-        items = TrainItems(reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words)
+        items = TrainItems(
+            reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words, regions=self.regions,
+            questions=self.questions, second=self.second,
+        )
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         return TrainLoader(items, span=lambda: range(share.turn(self.samples_seen), stop), workers=self.workers, ledger=self.ledger)
 
@@ -175,7 +194,9 @@ class DataModule(pl.LightningDataModule):
         """
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
-        items = EvalItems(reader=Reader(self.val_index), transform=self.eval_transform)
+        items = EvalItems(
+            reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
+        )
         return self._evaluate(load(items, spans, workers=min(self.workers, len(spans)), key=self.val_ledger.key))
 
     def _evaluate(self, items: Iterator[EvalItem]) -> Iterator[EvalBatch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from vlpkit.data.decode import Refused
@@ -85,10 +85,7 @@ class Reader:
     def pair(self, number: int) -> tuple[bytes, bytes | None, bytes | None]:
         """Image, txt and json of one sample. Raises Refused as `read` does, or with missing_image."""
         found = self.read(number, only=(*IMAGES, *TEXTS))
-        image = next((found[ext] for ext in IMAGES if ext in found), None)
-        if image is None:
-            raise Refused("missing_image", f"none of {', '.join(IMAGES)}")
-        return image, found.get("txt"), found.get("json")
+        return image_of(found), found.get("txt"), found.get("json")
 
     def _member(self, shard: Shard, offset: int, size: int) -> bytes:
         problem = Refused("read_error")
@@ -105,6 +102,14 @@ class Reader:
                 return payload
             problem = Refused("short_read", f"{shard.path}: {len(payload)} of {size} bytes at byte {offset}")
         raise problem
+
+
+def image_of(found: Mapping[str, bytes]) -> bytes:
+    """The image among the members of a sample. Raises Refused("missing_image")."""
+    image = next((found[ext] for ext in IMAGES if ext in found), None)
+    if image is None:
+        raise Refused("missing_image", f"none of {', '.join(IMAGES)}")
+    return image
 
 
 def _open(shard: Shard) -> int:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vlpkit.data.module import DataModule
+from vlpkit.data.questions import Questions
+from vlpkit.data.regions import Detections
+from vlpkit.data.shapes.questions import ANSWERS
 from vlpkit.data.shapes.write import ensure_world
 
 
@@ -16,8 +19,16 @@ class WorldData(DataModule):
     Args:
         world: what `ensure_world` takes, such as train, val, noise and seed.
         cache: folder under which worlds and indexes are kept.
+        regions: what is read of regions; with it, the world is one that has them.
+        questions: how questions are mixed with captions; likewise. The world brings the list of answers.
         options: of the DataModule.
     """
 
-    def __init__(self, *, world: Mapping[str, Any], cache: str, **options: Any) -> None:
-        super().__init__(root=str(ensure_world(Path(cache), **world)), cache=cache, **options)
+    def __init__(
+        self, *, world: Mapping[str, Any], cache: str, regions: Detections | None = None, questions: Questions | None = None, **options: Any
+    ) -> None:
+        wanted = {} if regions is None else {"regions": regions.size}
+        if questions is not None:
+            wanted["questions"] = True
+            questions.know(ANSWERS)
+        super().__init__(root=str(ensure_world(Path(cache), **{**wanted, **world})), cache=cache, regions=regions, questions=questions, **options)

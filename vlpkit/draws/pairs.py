@@ -101,3 +101,42 @@ class Mismatches:
         step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(device)
         rows = torch.arange(count, device=device)
         return {"pairing": _pairing(s.batch.pair_id, torch.where(wrong, (rows + step) % count, rows), rows)}
+
+
+class TwoSentences:
+    """A text and, behind it, another caption of its image or, by chance, one of another image: gives `text` and `pairing` (Li et al. 2019).
+
+    The second sentence is of segment 1. The pairing keeps every text beside its own image; `match` says whether the second belongs there, too.
+
+    Args:
+        text: the first sentence.
+        second: another caption of the same image.
+        rate: chance of a text to get the second sentence of another image, uniform over the others of this rank.
+    """
+
+    def __init__(self, *, text: str = "clean", second: str = "second", rate: float = 0.5) -> None:
+        self.text, self.second, self.rate = text, second, rate
+
+    def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
+        """The joined text (B, N + N' - 1) and the pairing of B rows. An evaluation that brings its own pairs gets single sentences."""
+        first, rows = s.text(self.text), torch.arange(len(s.batch), device=s.batch.pair_id.device)
+        if not s.corrupt:
+            return {"text": first, "pairing": Pairing(rows, rows, torch.ones_like(rows))}
+        count = len(rows)
+        wrong = (torch.rand(count, generator=rng) < self.rate).to(rows.device)
+        step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(rows.device)
+        of = torch.where(wrong, (rows + step) % count, rows)
+        match = (s.batch.pair_id[of] == s.batch.pair_id).long()
+        return {"text": joined(first, s.text(self.second).rows(of)), "pairing": Pairing(rows, rows, match)}
+
+
+def joined(first: TextInput, second: TextInput) -> TextInput:
+    """(B, N + N' - 1) both texts without a gap, the second one of segment 1 and without its opening token, as BERT joins sentences."""
+    n, more = first.ids.shape[1], second.ids.shape[1] - 1
+    ids = torch.cat([first.ids, second.ids[:, 1:]], 1)
+    mask = torch.cat([first.mask, second.mask[:, 1:]], 1)
+    segment = torch.cat([torch.zeros_like(first.ids), torch.ones_like(second.ids[:, 1:])], 1)
+    index = torch.tensor(range(n + more), device=ids.device).expand_as(ids)
+    # Real tokens keep their order and stand first; what is no token follows.
+    order = torch.where(mask, index, index + n + more).argsort(1)
+    return TextInput(ids.gather(1, order), mask.gather(1, order), segment=segment.gather(1, order))

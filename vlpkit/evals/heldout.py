@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from vlpkit import dist
+from vlpkit.data.collate import texts_of
 from vlpkit.data.module import DataModule
 from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
@@ -17,7 +18,7 @@ from vlpkit.types import Batch
 
 
 class HeldOut(Evaluator):
-    """Every objective over the validation split, each image with its first caption.
+    """Every objective over the validation split, each image with its first caption; where the recipe reads questions, half of them with one of these.
 
     Gives `<objective>_loss`, in nats, and `<objective>_acc`, in percent, where the objective counts hits; and `count`, the number of pairs.
     Draws are seeded by the number of the batch, so a model is always asked the same. Contrast and matching depend on `batch`.
@@ -41,8 +42,8 @@ class HeldOut(Evaluator):
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
-            texts = words_of(data).encode([captions[0] for captions in batch.captions])
-            pairs = Batch({"clean": batch.images}, {"clean": texts}, {}, batch.index).to(module.device)
+            texts, targets = batch.told()
+            pairs = Batch({"clean": batch.images}, texts_of(texts, batch.seconds(), words=words_of(data)), targets, batch.index).to(module.device)
             for name, value in self._values(module, pairs, number).items():
                 sums[name] += value * len(pairs)
             count += len(pairs)

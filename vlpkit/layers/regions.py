@@ -14,7 +14,7 @@ from vlpkit.types import ImageInput, Stream, full_mask
 def regions_of(given: ImageInput) -> Tensor:
     """The features (R, M, F) of an image input. Raises AssemblyError when the source delivers none."""
     if given.regions is None:
-        raise AssemblyError("reads regions, but these images come as pixels (data.regions={feature: 64, most: 36} delivers what a detector found)")
+        raise AssemblyError("reads regions, but these images come as pixels (vision=regions has data.regions deliver what a detector found)")
     return given.regions
 
 

@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+from vlpkit.data.shapes.detect import detect, packed, tags
 from vlpkit.data.shapes.language import NOISES, boilerplate, captions, hard_pairs, keywords
+from vlpkit.data.shapes.questions import questions
 from vlpkit.data.shapes.render import draw, encode
 from vlpkit.data.shapes.scenes import Generator, Scene, Split, generator, holds, make_scene
 from vlpkit.errors import DataError, did_you_mean
@@ -34,12 +36,14 @@ _OURS = re.compile(r"(train|val)-\d{6}\.tar|manifest\.json")
 _STRANGERS = (
     1_000_000  # captions stray from so many scenes, not from the world's own, so that worlds of all sizes agree
 )
-_DRAWING, _SPEAKING, _TESTING, _SPOILING = 1, 2, 3, 4  # purposes of the random streams; 0 makes the scene
+_DRAWING, _SPEAKING, _TESTING, _SPOILING, _DETECTING, _ASKING = 1, 2, 3, 4, 5, 6  # purposes of the random streams; 0 makes the scene
+_LATER = {"regions": 0, "questions": False}  # settings that came later: left as they were, they leave names and manifests alone
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, [0, 1)."""
+    """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, [0, 1), `regions` the numbers of a
+    region's feature, 0 for a world without KEY.regions.npz, and `questions` whether records hold questions with their answers."""
 
     seed: int = 0
     train: int = 16000
@@ -48,9 +52,11 @@ class World:
     noise: float = 0.1
     captions: int = 5
     samples_per_shard: int = 1000
+    regions: int = 0
+    questions: bool = False
 
     def __post_init__(self) -> None:
-        limits = {"train": 1, "val": 1, "image_size": 16, "captions": 1, "samples_per_shard": 1, "seed": 0}
+        limits = {"train": 1, "val": 1, "image_size": 16, "captions": 1, "samples_per_shard": 1, "seed": 0, "regions": 0}
         for key, least in limits.items():
             if getattr(self, key) < least:
                 raise DataError(f"data.world.{key}: found {getattr(self, key)}; accepted is {least} or more.")
@@ -62,8 +68,13 @@ class World:
     @property
     def name(self) -> str:
         """Folder name in a cache: equal for equal worlds of one generator, different otherwise."""
-        digest = hashlib.sha256(json.dumps([VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([VERSION, self.parameters], sort_keys=True).encode()).hexdigest()
         return f"shapes-v{VERSION}-{self.image_size}px-{digest[:12]}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is written down of a world, and named by."""
+        return {key: value for key, value in asdict(self).items() if key not in _LATER or value != _LATER[key]}
 
 
 def ensure_world(cache: Path, **parameters: Any) -> Path:
@@ -92,6 +103,8 @@ def write_world(
     noise: float = 0.1,
     captions: int = 5,
     samples_per_shard: int = 1000,
+    regions: int = 0,
+    questions: bool = False,
 ) -> Path:
     """Writes train-*.tar, val-*.tar and manifest.json to `folder` at once, or finds them there.
 
@@ -100,7 +113,7 @@ def write_world(
     Raises:
         DataError: `folder` holds another world or other files, or cannot be written.
     """
-    world = World(seed, train, val, image_size, noise, captions, samples_per_shard)
+    world = World(seed, train, val, image_size, noise, captions, samples_per_shard, regions, questions)
     folder = Path(folder)
     if is_whole(folder, world):
         return folder
@@ -121,14 +134,14 @@ def write_world(
 def is_whole(folder: Path, world: World) -> bool:
     """Whether `folder` holds exactly this world, every shard at its full length."""
     manifest = _manifest(folder)
-    if manifest is None or manifest.get("version") != VERSION or manifest.get("parameters") != asdict(world):
+    if manifest is None or manifest.get("version") != VERSION or manifest.get("parameters") != world.parameters:
         return False
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.tar")}
     return sizes == {shard["name"]: shard["bytes"] for shard in manifest.get("shards", ())}
 
 
 def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[str, Any]]:
-    """One sample's scene and JSON record: captions, facts, scene, and `noise` or `hard` where they apply."""
+    """One sample's scene and JSON record: captions, facts, scene, and `noise`, `hard` or `questions` where they apply."""
     scene = make_scene(world.seed, split, number)
     record: dict[str, Any] = {}
     spoil = generator(world.seed, split, number, _SPOILING)
@@ -147,6 +160,8 @@ def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[st
             "hard": [[true.text, false.text] for true, false, _ in pairs],
             "hard_kinds": [kind for *_, kind in pairs],
         }
+    if world.questions:
+        record["questions"] = questions(scene, generator(world.seed, split, number, _ASKING))
     return scene, record | {"scene": scene.record()}
 
 
@@ -187,7 +202,7 @@ def _build(folder: Path, world: World) -> None:
         manifest = {
             "format": "vlpkit-shapes",
             "version": VERSION,
-            "parameters": asdict(world),
+            "parameters": world.parameters,
             "counts": {split: dict(sorted(count.items())) for split, count in counts.items()},
             "keys_sha256": keys.hexdigest(),
             "shards": shards,
@@ -207,6 +222,10 @@ def _write_shard(path: Path, world: World, split: Split, numbers: range, counts:
                 scene, record = make_record(world, split, number)
                 pixels = draw(scene, generator(world.seed, split, number, _DRAWING), image_size=world.image_size)
                 _add(tar, f"{_key(split, number)}.jpg", encode(pixels))
+                if world.regions:
+                    found = detect(scene, generator(world.seed, split, number, _DETECTING), size=world.regions, image_size=world.image_size)
+                    record |= {"width": world.image_size, "height": world.image_size, "tags": tags(found)}
+                    _add(tar, f"{_key(split, number)}.regions.npz", packed(found))
                 _add(tar, f"{_key(split, number)}.json", json.dumps(record, separators=(",", ":")).encode("ascii"))
                 counts["captions"] += len(record["captions"])
                 counts["hard"] += len(record.get("hard", ()))
@@ -247,10 +266,10 @@ def _make_room(folder: Path, world: World) -> None:
         return
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
     manifest = _manifest(folder)
-    if manifest is not None and manifest.get("parameters") != asdict(world):
+    if manifest is not None and manifest.get("parameters") != world.parameters:
         raise DataError(
             f"{folder}: found a world of other parameters ({manifest.get('parameters')}); "
-            f"accepted are {asdict(world)}. "
+            f"accepted are {world.parameters}. "
             "Name another folder, or delete this one."
         )
     strange = [name for name in names if not _OURS.fullmatch(name)]
