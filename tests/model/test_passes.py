@@ -29,6 +29,7 @@ BUDGET = {
     "vlmo": {"vision": 1, "vision.vl": 1, "text": 1, "text.vl": 1, "fusion": 2},
     "meter": {"vision": 1, "text": 2, "fusion": 2},
     "git": {"vision": 1, "fusion": 1},
+    "vilt": {"fusion": 2},   # no encoder; matching and alignment share a pass
 }
 
 
