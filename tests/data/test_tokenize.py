@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from tests.vocabulary import numbered_words
 from vlpkit.data.tokenize import Words, clean_words, load_words
 from vlpkit.errors import ConfigError, DataError
 
@@ -276,3 +279,30 @@ def test_clips_vocabulary_gives_the_ids_of_open_clip(tmp_path: Path) -> None:
     for row, mask, expected in zip(ours.ids, ours.mask, theirs):
         assert row[mask].tolist() == expected[: int(mask.sum())].tolist()
         assert not expected[int(mask.sum()) :].any()
+
+
+# -- where words start -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_as_many_tokens_open_a_word_as_there_are_words(kind: str) -> None:
+    words = trained(kind, length=60)
+    captions = ["a circlet", "reddle greener triangle left of a smaller yellowed circle", "reddle"]   # made of pieces of what was trained on
+    text = words.encode(captions)
+    inner = text.mask & ~torch.isin(text.ids, torch.tensor(words.special_ids))
+    assert (inner.sum(1) > torch.tensor([len(caption.split()) for caption in captions])).all()
+    opens = torch.tensor(words.starts)[text.ids]
+    assert (opens & inner).sum(1).tolist() == [len(caption.split()) for caption in captions]
+    assert opens[~inner].all()
+    assert len(words.starts) == words.size
+
+
+def test_a_vocabulary_of_whole_words_has_nothing_but_openings() -> None:
+    assert all(numbered_words(9, {"pad": 0, "cls": 1, "sep": 2}, length=5).starts)
+
+
+def test_a_vocabulary_that_marks_ends_cannot_say_where_words_start() -> None:
+    model = BPE({"<p>": 0, "<c>": 1, "<s>": 2, "a</w>": 3}, [], end_of_word_suffix="</w>")
+    words = Words(Tokenizer(model), special={"pad": 0, "cls": 1, "sep": 2}, length=5, template="[cls] {caption} [sep]")
+    with pytest.raises(ConfigError, match=r"marks where a word ends[\s\S]*draws\.mask\.whole=false"):
+        _ = words.starts

@@ -98,3 +98,46 @@ def test_no_token_gives_zero_and_a_gradient_of_zero() -> None:
     loss = mean_tokens(logits, torch.zeros(0, dtype=torch.int64), soft=torch.zeros(0, 20), alpha=0.4)
     loss.backward()
     assert float(loss) == 0.0
+
+
+def whole(rows: int = 400, *, rate: float = 0.15, least: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Words of 1, 2 and 3 tokens between two specials and padding: word of each token (-1: none), masked ids, labels."""
+    word = torch.tensor([-1, 0, 1, 1, 2, 2, 2, 3, 4, 4, 5, -1, -1]).expand(rows, -1)
+    starts = torch.tensor([1, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1, 0]).bool().expand(rows, -1)   # the first word was cut: no token opens it
+    ids = torch.randint(4, VOCAB, word.shape, generator=torch.Generator().manual_seed(9))
+    masked, labels = mask_words(ids, word >= 0, torch.Generator().manual_seed(1), rate=rate, mask=MASK, vocab=VOCAB, least=least, starts=starts)
+    return word, masked, labels
+
+
+def test_a_word_is_chosen_whole_or_not_at_all_and_each_for_itself() -> None:
+    word, _, labels = whole()
+    asked = labels != IGNORE
+    assert not asked[word < 0].any()
+    of_word = torch.stack([(asked & (word == i)).sum(1) for i in range(6)], 1)
+    sizes = torch.tensor([1, 2, 3, 1, 2, 1])
+    assert ((of_word == 0) | (of_word == sizes)).all()
+    chosen = (of_word > 0).float()
+    assert float(chosen.mean()) == pytest.approx(0.15, abs=0.03)   # of 2400; four deviations
+    assert bool((chosen.mean(0) > 0.07).all())
+    assert float(torch.corrcoef(chosen.T).fill_diagonal_(0).abs().max()) < 0.2
+
+
+def test_what_becomes_of_a_chosen_token_is_drawn_for_each_token_of_the_word() -> None:
+    word, masked, labels = whole(rate=1.0)
+    hidden = masked == MASK
+    assert (labels[word >= 0] != IGNORE).all()
+    assert float(hidden[word >= 0].float().mean()) == pytest.approx(0.8, abs=0.03)
+    assert bool((hidden[:, 4] != hidden[:, 5]).any())
+
+
+def test_a_text_without_a_chosen_word_gets_its_first_word_masked_whole() -> None:
+    word, masked, labels = whole(rate=0.0, least=True)
+    assert torch.equal(labels != IGNORE, word == 0)
+    assert (masked[word == 0] == MASK).all()
+
+
+def test_where_every_token_opens_a_word_whole_words_are_tokens() -> None:
+    ids, allowed, masked, labels = corrupt()
+    again = mask_words(ids, allowed, torch.Generator().manual_seed(0), rate=0.15, mask=MASK, vocab=VOCAB, starts=torch.ones_like(allowed))
+    assert torch.equal(again.ids, masked)
+    assert torch.equal(again.labels, labels)

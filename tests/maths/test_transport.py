@@ -63,3 +63,16 @@ def test_the_distance_has_a_gradient_and_the_plan_has_none() -> None:
     assert not plan.requires_grad
     transport_distance(cost, plan).sum().backward()
     assert x.grad is not None and float(x.grad[0].abs().sum()) > 0 == float(x.grad[1, 3:].abs().sum())
+
+
+def test_where_a_side_is_empty_nothing_is_carried() -> None:
+    x, y, x_mask, y_mask = sides()
+    for mask in (x_mask, y_mask):
+        real = mask.clone()
+        mask[0] = False
+        cost = cosine_cost(x, y, x_mask, y_mask)
+        plan = transport_plan(cost, x_mask, y_mask)
+        assert (plan[0] == 0).all()
+        assert torch.allclose(plan[1].sum(), torch.tensor(1.0), atol=1e-5)
+        assert transport_distance(cost, plan)[0] == 0
+        mask.copy_(real)

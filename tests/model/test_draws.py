@@ -29,6 +29,24 @@ def test_a_masked_text_shares_what_it_leaves_alone() -> None:
     assert s.text("mask.text").mask is s.text().mask
 
 
+@pytest.mark.parametrize("recipe", ["vilt", "meter"])
+def test_whole_words_are_masked_in_all_their_pieces(recipe: str) -> None:
+    """With pieces of words, whichever way a tokenizer marks them; piece by piece some word would be torn."""
+    torn = {}
+    for whole in (True, False):
+        made, words = tiny_model(f"model={recipe}", f"++draws.mask.whole={whole}", "draws.mask.rate=0.5")
+        text = words.encode(["a circlet of bluest starlets", "reddish triangular barbells"] * 8)
+        s = tiny_streams(made, replace(tiny_batch(words, rows=16), texts={"clean": text}))
+        asked, inner = s.labels("mask.labels") != IGNORE, text.mask & ~torch.isin(text.ids, torch.tensor(words.special_ids))
+        word = (torch.tensor(words.starts)[text.ids] & inner).cumsum(-1)
+        of = [asked[row][inner[row] & (word[row] == i)] for row in range(16) for i in range(1, int(word[row].max()) + 1)]
+        torn[whole] = sum(bool(chosen.any() and not chosen.all()) for chosen in of)
+        assert any(len(chosen) > 1 for chosen in of)
+        assert sum(bool(chosen.any()) for chosen in of) / len(of) > 0.3
+    assert torn[True] == 0
+    assert torn[False] > 5
+
+
 @pytest.mark.parametrize(("name", "start", "ordered"), [("match", "enc", False), ("caption", "dec", True)])
 def test_an_opening_replaces_the_first_token_alone(name: str, start: str, ordered: bool) -> None:
     made, words = tiny_model("model=blip")

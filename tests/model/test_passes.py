@@ -32,6 +32,7 @@ BUDGET = {
     "coca": {"vision": 1, "text": 1, "decoder": 1},   # both losses read one pass
     "uniter": {"fusion": 3},   # masked words; hidden regions, of three tasks; matching, which the alignment shares
     "visualbert": {"fusion": 1},
+    "vilt": {"fusion": 2},   # no encoder; matching and alignment share a pass
 }
 
 

@@ -21,6 +21,7 @@ PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of para
     ("align", "base", 30522): 171.53,    # transformers' AlignModel at its defaults (EfficientNet-B7, BERT-base): 172.12 with BERT's pooler, which the loss never reads
     ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
     ("visualbert", "base", 30522): 112.07,  # transformers' VisualBertForPreTraining at its defaults, features of 2048 numbers
+    ("vilt", "base", 30522): 135.66,    # transformers' ViltForMaskedLM at its defaults: 112.22, and 23.44 of an output table that is not that of the words
 }
 
 
@@ -87,3 +88,9 @@ def test_coca_in_the_form_of_open_clip_has_as_many_parameters(theirs: str, ours:
 def test_uniter_has_the_published_number_of_parameters_beside_its_words(size: str, published: int) -> None:
     model = built(28996, "model=uniter", f"size={size}")
     assert millions(model.part("vision"), model.part("fusion")) == pytest.approx(published, rel=0.01)
+
+
+def test_vilt_has_the_published_number_of_parameters_without_its_words() -> None:
+    """The paper (recalled) counts 87.4 million: patches and blocks, neither the table of words nor heads."""
+    model = built(100, "model=vilt", "size=base")
+    assert millions(model.part("vision"), model.part("fusion")) == pytest.approx(87.4, rel=0.01)

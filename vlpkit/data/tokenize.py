@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +27,7 @@ Clean = Literal["none", "albef", "blip", "siglip"]
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 MAX_WORDS = 30  # of a cleaned caption, in ALBEF's and BLIP's pre-training and retrieval
 FILES = ("tokenizer.json", "words.json")
+_SPACES = ("\u0120", "\u2581")  # how byte-level BPE and sentencepiece write the space before a word
 
 
 def clean_words(caption: str, clean: Clean) -> str:
@@ -133,6 +135,23 @@ class Words:
             kept = [i for i in row[:end] if i not in self.special_ids]
             texts.append(self.tokenizer.decode(kept, skip_special_tokens=False).strip())
         return texts
+
+    @cached_property
+    def starts(self) -> tuple[bool, ...]:
+        """For each id whether that token opens a word: no ## before it (WordPiece), or a space (byte-level BPE, sentencepiece).
+
+        Raises:
+            ConfigError: the vocabulary marks where words end, as CLIP's does.
+        """
+        model = json.loads(self.tokenizer.to_str())["model"]
+        if model.get("end_of_word_suffix"):
+            raise ConfigError(f"{KEY}: this tokenizer marks where a word ends, not where it starts, so whole words cannot be masked (draws.mask.whole=false)")
+        inner = model.get("continuing_subword_prefix") or ""
+        vocab, starts = self.tokenizer.get_vocab(with_added_tokens=True), [True] * self.size
+        spaced = not inner and any(token.startswith(_SPACES) for token in vocab)
+        for token, number in vocab.items():
+            starts[number] = not token.startswith(inner) if inner else token.startswith(_SPACES) if spaced else True
+        return tuple(opens or number in self.special_ids for number, opens in enumerate(starts))
 
     @property
     def fingerprint(self) -> str:

@@ -27,15 +27,18 @@ class MaskWords:
         keep: share of chosen tokens that stay.
         random: share of chosen tokens that become a random word.
         least: whether a text without a chosen token gets its first word masked.
+        whole: whether all tokens of a word are chosen or none; `rate` is then the chance of a word.
     """
 
     def __init__(
-        self, words: Words, *, text: str = "clean", rate: float = 0.15, keep: float = 0.1, random: float = 0.1, least: bool = False
+        self, words: Words, *, text: str = "clean", rate: float = 0.15, keep: float = 0.1, random: float = 0.1, least: bool = False,
+        whole: bool = False,
     ) -> None:
         if "mask" not in words.special:
             raise AssemblyError("this tokenizer has no mask token; masked words need one (text=bert trains or loads one that has)")
         self.text, self.rate, self.keep, self.random, self.least = text, rate, keep, random, least
         self.mask, self.vocab, self.special = words.special["mask"], words.size, torch.tensor(sorted(words.special_ids))
+        self.starts = torch.tensor(words.starts) if whole else None
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
         """The corrupted text (B, N) and its labels (B, N)."""
@@ -44,7 +47,8 @@ class MaskWords:
             return {"text": text, "labels": torch.full_like(text.ids, IGNORE)}
         allowed = text.mask & ~torch.isin(text.ids, self.special.to(text.ids.device))
         ids, labels = mask_words(
-            text.ids, allowed, rng, rate=self.rate, mask=self.mask, vocab=self.vocab, keep=self.keep, random=self.random, least=self.least
+            text.ids, allowed, rng, rate=self.rate, mask=self.mask, vocab=self.vocab, keep=self.keep, random=self.random, least=self.least,
+            starts=None if self.starts is None else self.starts.to(text.ids.device)[text.ids],
         )
         return {"text": replace(text, ids=ids), "labels": labels}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlpkit.data.tokenize import Words
 from vlpkit.errors import AssemblyError
 from vlpkit.layers.attention import causal_order
+from vlpkit.maths.patches import stretch
 from vlpkit.types import ImageInput, Parts, Stream, TextInput, full_mask, is_full
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -42,10 +43,10 @@ def pixels_of(given: ImageInput) -> Tensor:
     return given.pixels
 
 
-def _grid_places(grid: int, *, cls: bool) -> Tensor:
-    """(1, cls + g*g, 2) row and column of each patch; the class token is nowhere."""
+def _grid_places(rows: int, columns: int, *, cls: bool) -> Tensor:
+    """(1, cls + rows * columns, 2) row and column of each patch; the class token is nowhere."""
     # From numbers, not from arange: on the meta device that would load half of torch's compiler.
-    return torch.tensor([*([(-1, -1)] if cls else []), *((row, column) for row in range(grid) for column in range(grid))])[None]
+    return torch.tensor([*([(-1, -1)] if cls else []), *((row, column) for row in range(rows) for column in range(columns))])[None]
 
 
 class PatchEmbed(nn.Module):
@@ -67,6 +68,9 @@ class PatchEmbed(nn.Module):
         position_std: of the position table at the start.
         typed: whether a learned vector, the image's token type, is added to every token.
         hole: whether there is a learned vector that stands in for a hidden patch.
+        any_shape: whether images may have any height and width that are multiples of `patch`, and stand in the top left of a common
+            frame, with `mask` saying which patches are real; positions are then interpolated over the real ones, each image for itself
+            (bilinear, corner on corner: Kim et al. 2021, as released). Without, all are squares of `image_size`.
         mean: per channel, in [0, 1].
         std: per channel, in [0, 1].
     """
@@ -75,13 +79,13 @@ class PatchEmbed(nn.Module):
 
     def __init__(
         self, dim: int, *, image_size: int, patch: int, cls: bool = True, bias: bool = True, norm: bool = False, eps: float = 1e-5, dropout: float = 0.0,
-        positions: bool = True, position_std: float = 0.02, typed: bool = False, hole: bool = False, mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        positions: bool = True, position_std: float = 0.02, typed: bool = False, hole: bool = False, any_shape: bool = False,
+        mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
         if image_size % patch:
             raise ValueError(f"image_size {image_size} is no multiple of patch {patch}")
-        self.dim, self.patch, self.image_size, self.grid = dim, patch, image_size, image_size // patch
+        self.dim, self.patch, self.image_size, self.grid, self.any_shape = dim, patch, image_size, image_size // patch, any_shape
         self.normalise = Normalise(mean, std)
         self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
         self.cls = nn.Parameter(torch.empty(1, 1, dim)) if cls else None
@@ -90,39 +94,69 @@ class PatchEmbed(nn.Module):
         self.hole = nn.Parameter(torch.empty(dim)) if hole else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        self.register_buffer("places", _grid_places(self.grid, cls=cls), persistent=False)
+        self.register_buffer("places", _grid_places(self.grid, self.grid, cls=cls), persistent=False)
         for vector, start in ((self.cls, 0.02), (self.position, position_std), (self.side, 0.02), (self.hole, 0.02)):
             if vector is not None:
                 nn.init.normal_(vector, std=start)
 
     def forward(self, given: ImageInput) -> Stream:
-        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v, or (R, g*g, D) of v alone.
+        """(R, 3, H, W) pixels to a stream (R, 1 + g*g, D) of parts v_cls and v, or (R, g*g, D) of v alone; g*g is H/p * W/p for any shape.
 
         Raises:
-            ValueError: the image is not `image_size` pixels square.
+            ValueError: the image is not `image_size` pixels square, or, of any shape, cannot be cut into patches; its mask is of another length.
         """
         pixels = pixels_of(given)
-        if pixels.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(f"images are {pixels.shape[-1]}x{pixels.shape[-2]} pixels, this encoder was built for {self.image_size}x{self.image_size}")
-        n, g, p = len(pixels), self.grid, self.patch
+        rows, columns = self._grid_of(pixels)
+        n, p = len(pixels), self.patch
         # A matrix product over cut patches: the same numbers as the convolution, and faster on a CPU.
-        cut = self.normalise(pixels).view(n, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(n, g * g, 3 * p * p)
+        cut = self.normalise(pixels).view(n, 3, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, 3 * p * p)
         x = F.linear(cut, self.proj.weight.flatten(1), self.proj.bias)
         if given.hidden is not None:
             if self.hole is None:
                 raise AssemblyError("reads an image with hidden patches, but has no vector to put in their place (vision.embed.hole=true)")
             x = torch.where(given.hidden[..., None], self.hole.to(x.dtype), x)
-        parts: Parts = (("v", g * g),)
+        parts: Parts = (("v", rows * columns),)
         if self.cls is not None:
             x, parts = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1), (("v_cls", 1), *parts)
+        real = given.mask if self.any_shape else None
+        if real is not None and real.shape[1] != rows * columns:
+            raise ValueError(f"images are {rows}x{columns} patches, but their mask speaks of {real.shape[1]}")
         if self.position is not None:
-            x = x + self.position
+            x = x + self._positions(self.position, rows, columns, real)
         if self.norm is not None:
             x = self.norm(x)
         x = F.dropout(x, self.dropout, self.training)
         if self.side is not None:
             x = x + self.side
-        return Stream(x, full_mask(n, x.shape[1], x.device), parts, at=self.places.expand(n, -1, -1))
+        mask = full_mask(n, x.shape[1], x.device)
+        if real is not None:
+            mask = torch.cat([real.new_ones(n, x.shape[1] - real.shape[1]), real], 1)
+        square = rows == columns == self.grid
+        places = self.places if square else _grid_places(rows, columns, cls=self.cls is not None).to(x.device)
+        return Stream(x, mask, parts, at=places.expand(n, -1, -1))
+
+    def _grid_of(self, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = pixels.shape[-2:]
+        if self.any_shape:
+            if height % self.patch or width % self.patch:
+                raise ValueError(f"images are {width}x{height} pixels; both sides have to be multiples of the patch, {self.patch}")
+        elif (height, width) != (self.image_size, self.image_size):
+            raise ValueError(f"images are {width}x{height} pixels, this encoder was built for {self.image_size}x{self.image_size}")
+        return height // self.patch, width // self.patch
+
+    def _positions(self, table: Tensor, rows: int, columns: int, real: Tensor | None) -> Tensor:
+        """(1|R, L, D) the table as it is, or its grid stretched over the real patches of each image, with 0 at the others."""
+        if real is None and rows == columns == self.grid:
+            return table
+        first, square = table[0].split([table.shape[1] - self.grid**2, self.grid**2])
+        if real is None:
+            high, wide = (torch.tensor([length]).to(table.device) for length in (rows, columns))
+        else:
+            frame = real.view(-1, rows, columns)
+            high, wide = frame[:, :, 0].sum(1), frame[:, 0].sum(1)
+        laid = stretch(square.view(self.grid, self.grid, -1), high, wide, rows=rows, columns=columns)
+        return torch.cat([first.to(laid.dtype).expand(len(laid), -1, -1), laid.flatten(1, 2)], 1)
 
 
 class WordEmbed(nn.Module):

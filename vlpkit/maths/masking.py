@@ -19,9 +19,12 @@ class Masked(NamedTuple):
 
 
 def mask_words(
-    ids: Tensor, allowed: Tensor, rng: Generator, *, rate: float, mask: int, vocab: int, keep: float = 0.1, random: float = 0.1, least: bool = False
+    ids: Tensor, allowed: Tensor, rng: Generator, *, rate: float, mask: int, vocab: int, keep: float = 0.1, random: float = 0.1, least: bool = False,
+    starts: Tensor | None = None,
 ) -> Masked:
     """Independent masking of words (Devlin et al. 2019, section 3.1, as ALBEF draws it: each token on its own).
+
+    With `starts` all tokens of a word are chosen or none (Kim et al. 2021, section 3.3); what becomes of each is still drawn on its own.
 
     Args:
         ids: (B, N) word ids.
@@ -32,18 +35,23 @@ def mask_words(
         vocab: V; random words are uniform over all ids.
         keep: share of chosen positions that stay as they are.
         random: share of chosen positions that become a random word; the rest become `mask`.
-        least: whether a row without a chosen position gets its first allowed one masked (Chen et al. 2020, as released).
+        least: whether a row without a chosen position gets its first allowed one, or its first word, masked (Chen et al. 2020, as released).
+        starts: (B, N) bool, True where a token opens a word; a token behind a position that may not be chosen always does. Absent: all do.
 
     Returns:
         Corrupted ids and labels, on the device of `ids`. With rate 0 the ids are unchanged and no label is set.
     """
     draw = [torch.rand(ids.shape, generator=rng).to(ids.device) for _ in range(2)]
     words = torch.randint(vocab, ids.shape, generator=rng).to(ids.device)
+    opens = allowed if starts is None else allowed & (starts | ~F.pad(allowed, (1, 0))[:, :-1])
+    if starts is not None:
+        places = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        draw[0] = draw[0].gather(1, torch.where(opens, places, 0).cummax(-1).values)   # the number of the token that opens the word
     chosen = (draw[0] < rate) & allowed
     masked = torch.where(chosen & (draw[1] >= keep + random), mask, ids)
     masked = torch.where(chosen & (draw[1] < random), words, masked)
     if least:
-        first = allowed & (allowed.cumsum(-1) == 1) & ~chosen.any(-1, keepdim=True)
+        first = allowed & (opens.cumsum(-1) == 1) & ~chosen.any(-1, keepdim=True)
         chosen, masked = chosen | first, torch.where(first, mask, masked)
     return Masked(masked, torch.where(chosen, ids, IGNORE))
 

@@ -1,4 +1,4 @@
-"""Hiding patches, as pure functions."""
+"""Patches that are hidden, and tables of places laid over other grids, as pure functions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Generator, Tensor
+
+from vlpkit.maths.contrastive import full_precision
 
 _SMALLEST, _NARROWEST = 4, 0.3  # patches of a block, and its sides as width over height (Bao et al. 2022, algorithm 1, scaled to any grid)
 
@@ -42,3 +44,28 @@ def hide_blocks(rows: int, grid: int, rng: Generator, *, rate: float) -> Tensor:
 def hide_each(rows: int, count: int, rng: Generator, *, rate: float) -> Tensor:
     """(R, M) bool, each of `count` patches hidden with chance `rate` on its own, on the CPU."""
     return torch.rand(rows, count, generator=rng) < rate
+
+
+def stretch(table: Tensor, high: Tensor, wide: Tensor, *, rows: int, columns: int) -> Tensor:
+    """A square table of places over grids of other shapes, bilinear, corner on corner (Kim et al. 2021, as released).
+
+    Args:
+        table: (g, g, D).
+        high: (R,) int64, rows of each grid, 1 to `rows`.
+        wide: (R,) int64, columns of each grid, 1 to `columns`.
+        rows: of the frame in whose top left each grid lies.
+        columns: of that frame.
+
+    Returns:
+        (R, rows, columns, D) fp32, 0 outside each grid. A grid of g by g gets the table itself.
+    """
+    with full_precision(table.device):
+        return torch.einsum("rhi,ijd,rwj->rhwd", _hats(high, rows, len(table)), table.float(), _hats(wide, columns, len(table)))
+
+
+def _hats(real: Tensor, length: int, grid: int) -> Tensor:
+    """(R, length, g) share of each table row in each place: its two neighbours, nearest most; nothing behind the first `real` places."""
+    places, marks = (torch.tensor([*range(n)], dtype=torch.float32).to(real.device) for n in (length, grid))
+    at = places * ((grid - 1) / (real - 1).clamp(min=1))[:, None]
+    shares = (1 - (at[..., None] - marks).abs()).clamp(min=0)
+    return shares.masked_fill((places >= real[:, None])[..., None], 0.0)

@@ -40,7 +40,8 @@ def transport_plan(cost: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float 
         steps: iterations.
 
     Returns:
-        (P, M, N) fp32 without gradient, sums to 1; a real x receives exactly 1/n, a real y gives nearly 1/m, padding nothing.
+        (P, M, N) fp32 without gradient, sums to 1; a real x receives exactly 1/n, a real y gives nearly 1/m, padding nothing;
+        all 0 where a side is empty.
     """
     with full_precision(cost.device):
         n, m = (mask.sum(-1, keepdim=True).float() for mask in (x_mask, y_mask))                # (P, 1)
@@ -48,7 +49,7 @@ def transport_plan(cost: Tensor, x_mask: Tensor, y_mask: Tensor, *, beta: float 
         kernel = torch.exp(-cost.float().transpose(1, 2) / beta).masked_fill(none, 0.0)         # (P, M, N)
         plan = torch.ones_like(kernel).masked_fill(none, 0.0)
         of_x = (1 / n).expand(x_mask.shape).masked_fill(~x_mask, 0.0)                           # (P, N)
-        x_never, y_never = _NEVER * ~x_mask, _NEVER * ~y_mask
+        x_never, y_never = (_NEVER * none.all(axis) for axis in (1, 2))   # also a place whose other side is empty
         for _ in range(steps):
             q = kernel * plan
             of_y = 1 / (m * (q @ of_x[:, :, None]).squeeze(2) + y_never)

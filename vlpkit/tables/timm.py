@@ -5,10 +5,11 @@ from __future__ import annotations
 from vlpkit.weights import Row, parse
 
 
-def vit_rows(source: str, part: str) -> list[str]:
-    """Rows of a ViT whose keys start with `source` (with its dot, or ""), into the part `part`."""
+def vit_rows(source: str, part: str, *, trunk: str = "") -> list[str]:
+    """Rows of a ViT whose keys start with `source` (with its dot, or ""), into the part `part`; `trunk`: where its blocks go, if elsewhere."""
+    trunk = trunk or f"{part}.trunk"
     block = f"{source}blocks.*"
-    ours = f"{part}.trunk.blocks.*"
+    ours = f"{trunk}.blocks.*"
     return [
         f"{source}cls_token            -> {part}.embed.cls",
         f"{source}pos_embed            -> {part}.embed.position | grid",
@@ -18,7 +19,7 @@ def vit_rows(source: str, part: str) -> list[str]:
         f"{block}.attn.proj.*          -> {ours}.self.body.out.*",
         f"{block}.norm2.*              -> {ours}.ffn.norm.*",
         f"{block}.mlp.*.*              -> {ours}.ffn.body.*.*",
-        f"{source}norm.*               -> {part}.trunk.norm.*",
+        f"{source}norm.*               -> {trunk}.norm.*",
     ]
 
 
