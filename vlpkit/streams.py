@@ -87,7 +87,10 @@ class Streams:
                 raise AssemblyError(f"draws wait for each other: {' -> '.join([*self._waiting, draw])}")
             self._waiting.append(draw)
             rng = torch.Generator().manual_seed(seed_of(*self._seed, draw))
-            with torch.no_grad():
+            with ExitStack() as mode:
+                mode.enter_context(torch.no_grad())
+                if self._amp:  # inputs keep their types: autocast refuses to join fp16 features under bf16, and passes have a mode of their own
+                    mode.enter_context(torch.autocast(self._device, enabled=False))
                 made = self._draws[draw](self, rng)
             self._waiting.pop()
             self._drawn.update({f"{draw}.{key}": value for key, value in made.items()})

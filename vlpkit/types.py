@@ -57,7 +57,7 @@ class ImageInput:
         pixels: (R, 3, H, W) uint8, or float in [0, 1]; each reader normalises for itself.
         regions: (R, M, F) detector features.
         boxes: (R, M, 4) corners x1, y1, x2, y2 of the regions as fractions of the image, in [0, 1].
-        mask: (R, M) bool, which regions are real, or which patches where images of several shapes share a frame; absent: all.
+        mask: (R, M) bool, which regions are real; without regions, which patches where images of several shapes share a frame; absent: all.
         hidden: (R, M) bool over patches or regions, True where the model may not look.
     """
 

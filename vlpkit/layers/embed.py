@@ -118,7 +118,7 @@ class PatchEmbed(nn.Module):
         parts: Parts = (("v", rows * columns),)
         if self.cls is not None:
             x, parts = torch.cat([self.cls.to(x.dtype).expand(n, -1, -1), x], 1), (("v_cls", 1), *parts)
-        real = given.mask if self.any_shape else None
+        real = given.mask if self.any_shape and given.regions is None else None
         if real is not None and real.shape[1] != rows * columns:
             raise ValueError(f"images are {rows}x{columns} patches, but their mask speaks of {real.shape[1]}")
         if self.position is not None:
