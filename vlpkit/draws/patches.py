@@ -14,7 +14,7 @@ from vlpkit.types import IGNORE
 
 
 class HidePatches:
-    """An image with hidden patches: gives `image` and `labels`, the codes of what is hidden.
+    """An image with hidden patches: gives `image`, `chosen` (R, M) bool, which are hidden, and `labels`, the codes of those.
 
     Args:
         image_size: side in pixels.
@@ -22,17 +22,23 @@ class HidePatches:
         image: input to hide patches of.
         rate: share of the patches that is hidden.
         how: blocks (BEiT), or each patch on its own.
+        codes: whether `labels` are made, which takes a codebook.
     """
 
-    def __init__(self, *, image_size: int, patch: int, image: str = "clean", rate: float = 0.4, how: Literal["blocks", "each"] = "blocks") -> None:
-        self.grid, self.image, self.rate, self.how = image_size // patch, image, rate, how
+    def __init__(
+        self, *, image_size: int, patch: int, image: str = "clean", rate: float = 0.4, how: Literal["blocks", "each"] = "blocks", codes: bool = True
+    ) -> None:
+        self.grid, self.image, self.rate, self.how, self.codes = image_size // patch, image, rate, how, codes
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
-        """The image, its `hidden` (R, M) set, and labels (R, M), IGNORE where nothing is hidden."""
-        given, codes = s.image(self.image), s.codes(self.image)
+        """The image, its `hidden` (R, M) set, and which those are, and labels (R, M), IGNORE where nothing is hidden."""
+        given = s.image(self.image)
         if self.how == "blocks":
             hidden = hide_blocks(len(given), self.grid, rng, rate=self.rate)
         else:
             hidden = hide_each(len(given), self.grid**2, rng, rate=self.rate)
-        hidden = hidden.to(codes.device)
-        return {"image": replace(given, hidden=hidden), "labels": codes.masked_fill(~hidden, IGNORE)}
+        hidden = hidden.to(given.device)
+        made: dict[str, Drawn] = {"image": replace(given, hidden=hidden), "chosen": hidden}
+        if self.codes:
+            made["labels"] = s.codes(self.image).masked_fill(~hidden, IGNORE)
+        return made

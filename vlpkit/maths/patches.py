@@ -12,6 +12,14 @@ from vlpkit.maths.contrastive import full_precision
 _SMALLEST, _NARROWEST = 4, 0.3  # patches of a block, and its sides as width over height (Bao et al. 2022, algorithm 1, scaled to any grid)
 
 
+def cut_patches(pixels: Tensor, patch: int) -> Tensor:
+    """(R, 3, H, W) pixels to (R, H/p * W/p, 3*p*p) patches, row by row; in each, channel by channel."""
+    n, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    cut = pixels.view(n, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    return cut.reshape(n, rows * columns, channels * patch * patch)
+
+
 def hide_blocks(rows: int, grid: int, rng: Generator, *, rate: float) -> Tensor:
     """Rectangles of patches until a share of the grid is hidden (Bao et al. 2022, BEiT, algorithm 1).
 
