@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from vlpkit.errors import WeightsError, did_you_mean
 from vlpkit.tables.albef import albef
-from vlpkit.tables.bert import bert
+from vlpkit.tables.bert import bert, bert_merged
 from vlpkit.tables.blip import blip, transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
 from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.tables.timm import vit
+from vlpkit.tables.uniter import uniter
+from vlpkit.tables.visualbert import transformers_visualbert
 from vlpkit.weights import DROPPED, FRESH, Row, match
 
 _SHOWN = 6
@@ -79,14 +81,18 @@ def _coca(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
 def _bert(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
     source = "bert." if any(key.startswith("bert.") for key in theirs) else ""
     upper = any(match("fusion.w.blocks.*.self.**", name) for name in ours) and not any(match("text.trunk.blocks.*.cross.**", name) for name in ours)
-    rows = bert(
-        source=source, lower=_depth(ours, "text") if upper else None, segments="text.embed.segment.weight" in ours,
-        head="heads.mlm" if any(name.startswith("heads.mlm.") for name in ours) else None,
-    )  # fmt: skip
+    segments, head = "text.embed.segment.weight" in ours, "heads.mlm" if any(name.startswith("heads.mlm.") for name in ours) else None
+    # One stack over words and regions with norms behind the residuals is BERT itself; its pool, where there is one, reads the first word.
+    if _depth(ours, "text") == 0 and any(match("fusion.joint.trunk.blocks.*.self.norm.**", name) for name in ours) and "fusion.joint.trunk.norm.weight" not in ours:
+        pool = "heads.itm.pool.0" if "heads.itm.pool.0.dense.weight" in ours and any(key.startswith(f"{source}pooler.") for key in theirs) else None
+        visual = {"vision.embed.position.weight", "vision.embed.segment.weight"} <= set(ours)
+        rows = bert_merged(source=source, head=head, pool=pool, segments=segments, visual=visual)
+    else:
+        rows = bert(source=source, lower=_depth(ours, "text") if upper else None, segments=segments, head=head)
     if any(name.startswith("heads.mlm.") for name in ours):   # the other heads, and all of them where the file has none
         headless = not any(key.startswith("cls.predictions.transform.") for key in theirs)
         heads = dict.fromkeys(".".join(name.split(".")[:2]) for name in ours if name.startswith("heads."))
-        rows += [Row(FRESH, f"{head}.**") for head in heads if headless or head != "heads.mlm"]
+        rows += [Row(FRESH, f"{name}.**") for name in heads if headless or name != "heads.mlm"]
         rows = [row for row in rows if row != Row(FRESH, "heads.**")]
     return [*_old_norms(rows), *rows]
 
@@ -146,11 +152,19 @@ LAYOUTS = (
         never=("text_encoder.**",), brings={"text": ("decoder", "heads")},
     ),
     Layout(
+        "uniter", "UNITER's pre-training checkpoints, for model=uniter", ("uniter.embeddings.word_embeddings.weight", "uniter.img_embeddings.img_linear.weight"),
+        lambda ours, theirs: uniter(),
+    ),
+    Layout(
+        "transformers_visualbert", "transformers' VisualBertForPreTraining, for model=visualbert", ("visual_bert.embeddings.visual_projection.weight",),
+        lambda ours, theirs: transformers_visualbert(),
+    ),
+    Layout(
         "timm_vit", "a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit", ("cls_token", "pos_embed", "blocks.*.attn.qkv.weight"),
         lambda ours, theirs: vit(),
     ),
     Layout(
-        "bert", "transformers' BertModel, for the text part of any recipe with text=bert", ("embeddings.word_embeddings.weight", "encoder.layer.*.attention.self.query.weight"), _bert,
+        "bert", "transformers' BertModel, for the text part of any recipe with text=bert, and for one stack over words and regions", ("embeddings.word_embeddings.weight", "encoder.layer.*.attention.self.query.weight"), _bert,
         brings={"text": ("fusion", "heads")},
     ),
     Layout(

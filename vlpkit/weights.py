@@ -99,13 +99,21 @@ TRANSFORMS: dict[str, Transform] = {
     # one row of a table that is several tensors here; rows of a table with more than one such line lead to different places
     "row 0": Transform(lambda x, shape: x[0], lambda x, shape: _alone(x, shape, 0)),
     "row 1": Transform(lambda x, shape: x[1], lambda x, shape: _alone(x, shape, 1)),
+    # a tensor that starts several of ours, which then go their own ways
+    "also": Transform(),
+    "also cut": Transform(lambda x, shape: x[: shape[0]] if len(x) > shape[0] and x.shape[1:] == shape[1:] else x, remedy=_too_short),
     # position tables whose first two rows are never read (fairseq counts from 2)
     "from 2": Transform(lambda x, shape: x[2:], lambda x, shape: torch.cat([x.new_zeros(2, *x.shape[1:]), x])),
     "from 2, squeeze": Transform(lambda x, shape: x[None, 2:], lambda x, shape: torch.cat([x.new_zeros(2, x.shape[-1]), x[0]])),
 }
+<<<<<<< HEAD
 _RESIZING = ("grid", "squeeze grid", "cut", "cut before last")
 VOCABULARY = ("words", "transpose words")  # transforms of what has a row for each word
 _SHARED = ("row 0", "row 1")  # transforms that leave the rest of their source to other lines
+=======
+_RESIZING = ("grid", "squeeze grid", "cut", "also cut")
+_SHARED = ("row 0", "row 1", "also", "also cut")  # transforms that leave the rest of their source to other lines
+>>>>>>> 7a98ea0 (UNITER and VisualBERT start from BERT, their files are known, and padded regions are shown to be read by nobody)
 
 
 def _alone(x: Tensor, shape: Size, row: int) -> Tensor:

@@ -88,3 +88,28 @@ def bert(*, source: str = "", part: str = "text", lower: int | None = None, head
         f"{source}pooler.** -> (dropped)", "cls.seq_relationship.** -> (dropped)", *(f"(fresh) -> {name}.**" for name in others),
         f"(fresh) -> {part}.trunk.blocks.*.cross.**", "(fresh) -> fusion.w.blocks.*.cross.**" if lower else "(fresh) -> fusion.**",
     ])
+
+
+def bert_merged(*, source: str = "", head: str | None = None, pool: str | None = None, segments: bool = False, visual: bool = False) -> list[Row]:
+    """The same files as the start of one stack over words and regions (UNITER, VisualBERT), whose image embedding stays fresh.
+
+    Args:
+        source: what the keys start with, with its dot.
+        head: our words head; None drops theirs.
+        pool: our pool, such as heads.itm.pool.0; None drops theirs.
+        segments: whether our embedding keeps the token types.
+        visual: whether regions have tables of positions and types of their own, which start as those of words (Li et al. 2019).
+    """
+    words = words_rows("cls.predictions.", head) if head else ["cls.predictions.** -> (dropped)"]
+    tables = [
+        f"{source}embeddings.position_embeddings.weight    -> text.embed.position.weight | also cut",
+        f"{source}embeddings.position_embeddings.weight    -> vision.embed.position.weight | also cut",
+        f"{source}embeddings.token_type_embeddings.weight  -> text.embed.segment.weight | also",
+        f"{source}embeddings.token_type_embeddings.weight  -> vision.embed.segment.weight | also",
+    ]
+    return parse([
+        *(tables if visual else []), *embedding_rows(source, "text.embed", segments=segments),
+        *layer_rows(f"{source}encoder.layer.*", "fusion.joint.trunk.blocks.*"), *words,
+        f"{source}pooler.dense.* -> {pool}.dense.*" if pool else f"{source}pooler.** -> (dropped)",
+        "cls.seq_relationship.** -> (dropped)", "(fresh) -> vision.**",
+    ])
