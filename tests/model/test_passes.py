@@ -34,6 +34,7 @@ BUDGET = {
     "uniter": {"fusion": 3},   # masked words; hidden regions, of three tasks; matching, which the alignment shares
     "visualbert": {"fusion": 1},
     "vilt": {"fusion": 2},   # no encoder; matching and alignment share a pass
+    "lxmert": {"vision": 1, "text": 1, "fusion": 1},   # hidden words, hidden regions and mismatches in one
 }
 
 

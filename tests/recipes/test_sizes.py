@@ -22,6 +22,7 @@ PUBLISHED = {   # recipe, size, words of the paper's tokenizer: millions of para
     ("siglip", "base", 32000): 203.16,  # open_clip's model profile, ViT-B-16-SigLIP: 92.88 of the image and 110.27 of the text
     ("visualbert", "base", 30522): 112.07,  # transformers' VisualBertForPreTraining at its defaults, features of 2048 numbers
     ("vilt", "base", 30522): 135.66,    # transformers' ViltForMaskedLM at its defaults: 112.22, and 23.44 of an output table that is not that of the words
+    ("lxmert", "base", 30522): 228.05,  # transformers' LxmertForPreTraining at its defaults
 }
 
 

@@ -184,6 +184,8 @@ class WordEmbed(nn.Module):
             the last row of the position table, so texts are one token shorter. A text that comes with places of its own, such as a piece
             that is being decoded, gets none. last_shifted is as open_clip trained its CoCa weights: the class token reads the words and
             the first padding behind them, not itself.
+        still: whether row 0 of every table stays as it started, whoever looks it up (tables made with padding_idx=0, as LXMERT was
+            released: the place of the first word and the type 0 never learn). A head that is tied to the words still moves its row 0.
     """
 
     places: Tensor
@@ -192,21 +194,22 @@ class WordEmbed(nn.Module):
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
         eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, blank: bool = False, typed: bool = False, std: float = 0.02,
         position_std: float = 0.02, padding: Literal["masked", "read"] = "masked", words: Words | None = None,
-        cls: Literal["last", "last_shifted"] | None = None,
+        cls: Literal["last", "last_shifted"] | None = None, still: bool = False,
     ) -> None:
         super().__init__()
         if cls is not None and padding == "read":
             raise ValueError("a class token cannot follow a text whose padding fills the whole position table")
-        self.dim, self.length, self.causal, self.dropout, self.blank = dim, length, order == "causal", dropout, blank
+        self.dim, self.length, self.causal, self.dropout, self.blank, self.still = dim, length, order == "causal", dropout, blank, still
         filled = padding == "read" or cls == "last_shifted"
         if filled and words is None:
             raise ValueError("padding is read, but no tokenizer says which word it is")
         self.pad = words.pad if filled and words is not None else None
         self.shifted = cls == "last_shifted"
         self.cls = None if cls is None else nn.Parameter(torch.empty(1, 1, dim))
-        self.word = nn.Embedding(vocab, dim)
-        self.position = nn.Embedding(length, dim) if positions else None
-        self.segment = nn.Embedding(segments, dim) if segments else None
+        first = 0 if still else None
+        self.word = nn.Embedding(vocab, dim, padding_idx=first)
+        self.position = nn.Embedding(length, dim, padding_idx=first) if positions else None
+        self.segment = nn.Embedding(segments, dim, padding_idx=first) if segments else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         nn.init.normal_(self.word.weight, std=std)
         self.side = nn.Parameter(torch.empty(dim)) if typed else None
@@ -238,9 +241,9 @@ class WordEmbed(nn.Module):
         if cls is not None:
             x, given = torch.cat([x, cls.to(x.dtype).expand(n, -1, -1)], 1), self._with_cls(given)
         if self.position is not None:
-            x = x + (self._rows(self.position.weight, length, cls is not None) if given.at is None else self.position(given.at))
+            x = x + (self._rows(self._table(self.position), length, cls is not None) if given.at is None else self.position(given.at))
         if self.segment is not None:
-            x = x + (self.segment.weight[0] if given.segment is None else self.segment(given.segment))
+            x = x + (self._table(self.segment)[0] if given.segment is None else self.segment(given.segment))
         if self.norm is not None:
             x = self.norm(x)
         x = F.dropout(x, self.dropout, self.training)
@@ -271,6 +274,10 @@ class WordEmbed(nn.Module):
         segment = None if given.segment is None else F.pad(given.segment, (0, 1))
         group = None if given.group is None else F.pad(given.group, (0, 1), value=-1)
         return TextInput(F.pad(given.ids, (0, 1)), mask, order, None, segment, group)
+
+    def _table(self, table: nn.Embedding) -> Tensor:
+        """A table whose rows are read without looking them up, as gradients see it."""
+        return torch.cat([table.weight[:1].detach(), table.weight[1:]]) if self.still else table.weight
 
     def _filled(self, given: TextInput, pad: int) -> TextInput:
         if given.order is not None or given.at is not None:

@@ -50,6 +50,8 @@ class MaskedWords(Objective):
     def forward(self, s: Streams) -> Loss:
         """Mean over the masked tokens of this rank, in nats; about log V before training."""
         labels = s.labels(self.labels)
+        if self.pairing != "aligned":
+            labels = labels[s.pairing(self.pairing).text]
         states, asked = self._asked(s, labels)
         logits, soft = s.head(self.name, states), None
         if self.alpha:
