@@ -213,6 +213,9 @@ def assemble(cfg: Mapping[str, Any], *, words: Words, clock: Clock, with_teacher
             for path, found in address.find(model, pattern):
                 found.requires_grad_(False)
                 frozen.append(path)
+                if isinstance(found, nn.Module):
+                    model.frozen.append(path)
+    model.train(model.training)
     for key in model.names:
         part = model.part(key)
         if isinstance(part, Fusion):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from vlpkit.align import Align
@@ -35,6 +36,11 @@ def parse_reads(reads: str) -> list[Read]:
     return terms
 
 
+def _no_words(rows: int, device: torch.device) -> TextInput:
+    empty = torch.zeros(rows, 0, dtype=torch.int64, device=device)
+    return TextInput(empty, empty.bool())
+
+
 class VLModel(nn.Module):
     """Parts by name, heads by name.
 
@@ -42,6 +48,8 @@ class VLModel(nn.Module):
         name: of the recipe, for messages.
         parts: vision, text, fusion, decoder, aligns and whatever else the recipe builds, in the order of assembly.
         heads: what the objectives declared.
+
+    `frozen` holds the addresses of modules that do not learn.
     """
 
     heads: nn.ModuleDict
@@ -52,6 +60,14 @@ class VLModel(nn.Module):
         for key, part in parts.items():
             self.add_module(key, part)
         self.heads = nn.ModuleDict(dict(heads))
+        self.frozen: list[str] = []
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; what is frozen stays in evaluation mode: no dropout there, and statistics that stand still."""
+        super().train(mode)
+        for path in self.frozen:
+            self.get_submodule(path).train(False)
+        return self
 
     def part(self, name: str) -> Any:
         """The part called `name`. Raises AssemblyError with the parts there are."""
@@ -84,10 +100,23 @@ class VLModel(nn.Module):
             streams.append(s.part(run) if run else s)
         return streams[0] if len(streams) == 1 else Stream.cat(*streams)
 
-    def memory(self, images: ImageInput, *, by: str = "decoder") -> Stream:
-        """What the decoder `by` reads of the images: computed once, then given to every call of `next_words`."""
+    def memory(self, images: ImageInput, *, by: str = "decoder", given: TextInput | None = None) -> Stream:
+        """What the decoder `by` reads of R images: computed once, then given to every call of `next_words`.
+
+        Where it reads another fusion, `given` is the text there, R rows of a prefix; left out, there are no words in it.
+        """
         fusion: Fusion = self.part(by)
-        return self._read(fusion.reads["v"], images)
+        streams = []
+        for part, tap, run in parse_reads(fusion.reads["v"]):
+            inner = self.part(part)
+            if isinstance(inner, Fusion):
+                words = _no_words(len(images), images.device) if given is None else given
+                fused = inner(self.memory(images, by=part, given=given), self._read(inner.reads["w"], words))
+                s: Stream = fused.v if tap == "v" else fused.w
+            else:
+                s = inner(images, tap=tap)
+            streams.append(s.part(run) if run else s)
+        return streams[0] if len(streams) == 1 else Stream.cat(*streams)
 
     def next_words(self, memory: Stream, text: TextInput, *, by: str = "decoder", head: str = "lm", cache: Cache | None = None) -> Tensor:
         """Logits of the word that follows each position.

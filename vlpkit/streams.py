@@ -184,38 +184,56 @@ class Streams:
         """(B, N, D) stream of a text input."""
         return self._encoded("text", self.text(text), tap)
 
-    def read(self, reads: str, image: str, text: str, pairing: str | Pairing) -> Stream:
-        """What a part reads on one side: (P, L, D), rows re-paired where the reads end."""
-        streams = [self._term(term, image, text, pairing) for term in parse_reads(reads)]
+    def read(self, reads: str, image: str, text: str, pairing: str | Pairing, given: str | None = None) -> Stream:
+        """What a part reads on one side: (P, L, D), rows re-paired where the reads end; `given` is the text behind fusions."""
+        streams = [self._term(term, image, text, pairing, given) for term in parse_reads(reads)]
         return streams[0] if len(streams) == 1 else Stream.cat(*streams)
 
-    def _term(self, term: Read, image: str, text: str, pairing: str | Pairing) -> Stream:
+    def _term(self, term: Read, image: str, text: str, pairing: str | Pairing, given: str | None) -> Stream:
         part, tap, run = term
         if isinstance(self.model.part(part), Fusion):
-            fused = self.fused(image, text, pairing, by=part)
+            fused = self.fused(image, given or text, pairing, by=part)
             s: Stream = fused.v if tap == "v" else fused.w
+        elif part == "vision" and self._seen(image) is None:
+            encoder: Encoder = self.model.part(part)
+            rows = len(self.text(text)) if pairing == "aligned" else len(self.pairing(pairing).text)
+            s = Stream.empty(rows, encoder.width(tap), "v", next(encoder.parameters()))
         else:
             s = self._encoded(part, self.image(image) if part == "vision" else self.text(text), tap)
             if pairing != "aligned":
                 pairs = self.pairing(pairing)
                 s = s.rows(pairs.image if part == "vision" else pairs.text)
+            elif part == "vision" and self.batch.of is not None:
+                s = s.rows(self.batch.of)
         return s.part(run) if run else s
 
-    def fused(self, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion") -> Fused:
-        """Both sides after the fusion `by`: P rows, one pass. A pairing of the caller's own is run anew and not kept."""
+    def _seen(self, image: str) -> ImageInput | None:
+        """The image input that a fusion reads; None where the source delivers texts alone."""
+        return self.image(image) if self.batch.images or "." in image else None
+
+    def fused(
+        self, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion", given: str | None = None
+    ) -> Fused:
+        """Both sides after the fusion `by`: P rows, one pass. A pairing of the caller's own is run anew and not kept.
+
+        `given` names the text that stands behind another fusion in what `by` reads, such as a prefix; left out, it is `text`, too. Of a source
+        without images, v is a stream of length 0.
+        """
         fusion: Fusion = self.model.part(by)
         rows = pairing if not isinstance(pairing, str) else None if pairing == "aligned" else self.pairing(pairing)
-        given, words = self.image(image), self.text(text)
+        seen, words, prefix = self._seen(image), self.text(text), None if given is None else self.text(given)
         # Images are re-paired behind their keys and values, so one that stands in many pairs costs no more than one that stands in one.
-        late = rows is not None and len(given) <= len(rows.image) and all(term.part == "vision" for term in parse_reads(fusion.reads["v"]))
+        late = rows is not None and seen is not None and len(seen) <= len(rows.image) and all(term.part == "vision" for term in parse_reads(fusion.reads["v"]))
+        late = late and rows is not None and rows.image.ndim == 1 and self.batch.of is None
 
         def run() -> Fused:
-            v = self.read(fusion.reads["v"], image, text, "aligned" if late else pairing)
-            return fusion(v, self.read(fusion.reads["w"], image, text, pairing), of=rows.image if late and rows is not None else None)
+            v = self.read(fusion.reads["v"], image, text, "aligned" if late else pairing, given)
+            return fusion(v, self.read(fusion.reads["w"], image, text, pairing, given), of=rows.image if late and rows is not None else None)
 
         if not isinstance(pairing, str):
             return self._run(run, by)
-        return self._once((by, given.key(), words.key(), tuple(id(t) for t in rows or ())), (given, words, rows), run, by)
+        inputs = [one for one in (seen, words, prefix) if one is not None]
+        return self._once((by, *(one.key() for one in inputs), tuple(id(t) for t in rows or ())), (inputs, rows), run, by)
 
     def side(self, side: Side, image: str = "clean", text: str = "clean", pairing: str | Pairing = "aligned", *, by: str = "fusion") -> Stream:
         """(P, L, D) one side behind the fusion `by`, or the encoder of that side alone, which sees nothing of the other."""

@@ -198,7 +198,7 @@ class Pairing(NamedTuple):
     """P rows that put images beside texts.
 
     Args:
-        image: (P,) row of the image input.
+        image: (P,) row of the image input; (P, T) rows, -1 for none, where a text speaks of several images, which it tells apart by group.
         text: (P,) row of the text input.
         match: (P,) int64 class, 1 = belongs together.
     """

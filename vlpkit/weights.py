@@ -106,14 +106,9 @@ TRANSFORMS: dict[str, Transform] = {
     "from 2": Transform(lambda x, shape: x[2:], lambda x, shape: torch.cat([x.new_zeros(2, *x.shape[1:]), x])),
     "from 2, squeeze": Transform(lambda x, shape: x[None, 2:], lambda x, shape: torch.cat([x.new_zeros(2, x.shape[-1]), x[0]])),
 }
-<<<<<<< HEAD
-_RESIZING = ("grid", "squeeze grid", "cut", "cut before last")
+_RESIZING = ("grid", "squeeze grid", "cut", "cut before last", "also cut")
 VOCABULARY = ("words", "transpose words")  # transforms of what has a row for each word
-_SHARED = ("row 0", "row 1")  # transforms that leave the rest of their source to other lines
-=======
-_RESIZING = ("grid", "squeeze grid", "cut", "also cut")
 _SHARED = ("row 0", "row 1", "also", "also cut")  # transforms that leave the rest of their source to other lines
->>>>>>> 7a98ea0 (UNITER and VisualBERT start from BERT, their files are known, and padded regions are shown to be read by nobody)
 
 
 def _alone(x: Tensor, shape: Size, row: int) -> Tensor:

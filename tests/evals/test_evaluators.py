@@ -196,7 +196,10 @@ def test_a_matching_pass_over_rows_of_ones_own_equals_the_drawn_one() -> None:
         assert s.counts["fusion"] == 3
 
 
-@pytest.mark.parametrize(("name", "by", "start"), [("blip", "decoder", "dec"), ("git", "fusion", "cls"), ("coca", "decoder", "cls")])
+@pytest.mark.parametrize(
+    ("name", "by", "start"),
+    [("blip", "decoder", "dec"), ("git", "fusion", "cls"), ("coca", "decoder", "cls"), ("simvlm", "decoder", "cls"), ("flamingo", "decoder", "image")],
+)
 @torch.no_grad()
 def test_captions_are_the_greedy_ones_whatever_the_batch(name: str, by: str, start: str, where: Path) -> None:
     model, data = loaded(name, where)
@@ -207,7 +210,7 @@ def test_captions_are_the_greedy_ones_whatever_the_batch(name: str, by: str, sta
     assert [record["index"] for record in task.predictions] == list(range(VAL))
     for record, batch in zip(task.predictions, data.eval_batches(batch=1)):
         said = greedy(
-            model.assembly.model.eval(), batch.images, start=words.special[start], stop=words.special["sep"], pad=words.pad, length=7, by=by, cached=False
+            model.assembly.model.eval(), batch.images, start=words.special[start], stop=words.stop, pad=words.pad, length=7, by=by, cached=False
         )  # fmt: skip
         assert record["caption"] == words.decode(said.ids)[0]
         assert record["references"] == batch.captions[0]

@@ -111,3 +111,86 @@ def test_who_brings_own_pairs_gets_single_sentences() -> None:
     batch = tiny_batch(words)
     s = Streams(made.model, batch, draws=made.draws, corrupt=False)
     assert s.text("two.text") is s.text()
+
+
+def cuts(labels: torch.Tensor) -> list[int]:
+    """The place of the first word asked for, by text."""
+    return (labels != IGNORE).long().argmax(1).tolist()
+
+
+def test_a_split_divides_the_words_between_prefix_and_rest_and_asks_for_all_of_the_rest() -> None:
+    made, words = tiny_model("model=simvlm")
+    s = tiny_streams(made, tiny_batch(words, rows=8))
+    clean, prefix, suffix, labels = s.text(), s.text("split.prefix"), s.text("split.suffix"), s.labels("split.labels")
+    asked = labels != IGNORE
+    assert torch.equal(labels[asked], clean.ids[asked])
+    assert torch.equal(prefix.mask | asked, clean.mask & (torch.arange(clean.ids.shape[1]) > 0))   # every word but the opening, in one of the two
+    assert not (prefix.mask & asked).any()
+    for row, cut in enumerate(cuts(labels)):
+        assert suffix.ids[row, cut - 1] == words.special["cls"]
+        assert suffix.mask[row].tolist() == [i >= cut - 1 and bool(m) for i, m in enumerate(clean.mask[row])]
+        assert torch.equal(suffix.ids[row, cut:], clean.ids[row, cut:])
+        assert torch.equal(prefix.ids[row], clean.ids[row])
+    assert prefix.order is None
+    assert suffix.order is not None
+    assert suffix.order[0].tolist() == list(range(1, clean.ids.shape[1] + 1))
+
+
+def test_a_text_is_cut_anywhere_from_before_its_first_word_to_behind_its_last() -> None:
+    made, words = tiny_model("model=simvlm")
+    batch = tiny_batch(words)
+    lengths: list[int] = batch.texts["clean"].mask.sum(1).tolist()
+    seen: list[set[int]] = [set() for _ in range(4)]
+    for seed in range(200):
+        for row, cut in enumerate(cuts(tiny_streams(made, batch, seed=(seed,)).labels("split.labels"))):
+            seen[row].add(cut)
+    assert seen == [set(range(1, length)) for length in lengths]   # the last leaves the closing token alone
+
+
+def test_an_evaluation_cuts_before_all_words() -> None:
+    made, words = tiny_model("model=simvlm")
+    s = Streams(made.model, tiny_batch(words), draws=made.draws, corrupt=False)
+    assert cuts(s.labels("split.labels")) == [1] * 4
+    assert not s.text("split.prefix").mask.any()
+
+
+def test_a_text_without_words_has_nothing_to_cut() -> None:
+    made, words = tiny_model("model=simvlm")
+    batch = tiny_batch(words)
+    bare = replace(batch, texts={"clean": words.encode([""] * 4)})
+    s = tiny_streams(made, bare)
+    assert cuts(s.labels("split.labels")) == [1] * 4
+    assert float(made.objectives["lm"](s).value) > 0
+
+
+def test_a_split_without_its_opening_is_refused() -> None:
+    with pytest.raises(AssemblyError, match=r"draws\.split: the tokenizer has no special token 'dcl'"):
+        tiny_model("model=simvlm", "draws.split.start=dcl")
+
+
+def test_a_document_is_its_texts_end_to_end_with_their_images() -> None:
+    made, words = tiny_model("model=flamingo", "draws.docs.images=2", "size.positions=96")
+    s = tiny_streams(made, tiny_batch(words, rows=5))
+    clean, docs, labels, pairs = s.text(), s.text("docs.text"), s.labels("docs.labels"), s.pairing("docs.pairing")
+    assert pairs.image.tolist() == [[0, 1], [2, 3], [4, -1]]
+    assert docs.group is not None
+    for row, shown in enumerate([(0, 1), (2, 3), (4,)]):
+        pieces = [clean.ids[i][clean.mask[i]].tolist() for i in shown]
+        whole = [i for piece in pieces for i in piece]
+        assert docs.ids[row][docs.mask[row]].tolist() == whole
+        assert docs.mask[row].tolist() == [i < len(whole) for i in range(docs.ids.shape[1])]
+        assert docs.group[row][docs.mask[row]].tolist() == [t for t, piece in enumerate(pieces) for _ in piece]
+        asked = [i if i != words.special["image"] else IGNORE for i in whole]
+        assert labels[row].tolist() == asked + [IGNORE] * (docs.ids.shape[1] - len(whole))
+
+
+def test_a_document_is_cut_where_its_length_ends() -> None:
+    made, words = tiny_model("model=flamingo", "draws.docs.images=4", "draws.docs.length=30")
+    s = tiny_streams(made, tiny_batch(words))
+    assert s.text("docs.text").ids.shape == s.labels("docs.labels").shape == (1, 30)
+    assert s.text("docs.text").mask.all()
+
+
+def test_documents_without_their_image_token_are_refused() -> None:
+    with pytest.raises(AssemblyError, match=r"draws\.docs: the tokenizer has no special token 'picture'"):
+        tiny_model("model=flamingo", "draws.docs.start=picture")

@@ -30,8 +30,9 @@ def decode(overrides: tuple[str, ...], *, cached: bool, by: str, start: str, len
 @pytest.mark.parametrize(
     ("overrides", "by", "start"), [(("model=blip",), "decoder", "dec"), (MERGED, "fusion", "dec"), (("model=git",), "fusion", "cls"),
      (("model=coca",), "decoder", "cls"), (("model=coca", "vision=vit_cascade"), "decoder", "cls"),
-     (("model=coca", "model.text.embed.cls=last_shifted"), "decoder", "cls")],
-    ids=["blip", "merged", "git", "coca", "coca cascade", "coca class shifted"],
+     (("model=coca", "model.text.embed.cls=last_shifted"), "decoder", "cls"), (("model=simvlm",), "decoder", "cls"),
+     (("model=flamingo",), "decoder", "image")],
+    ids=["blip", "merged", "git", "coca", "coca cascade", "coca class shifted", "simvlm", "flamingo"],
 )
 def test_cached_decoding_equals_uncached(overrides: tuple[str, ...], by: str, start: str) -> None:
     kept, anew = (decode(overrides, cached=cached, by=by, start=start) for cached in (True, False))

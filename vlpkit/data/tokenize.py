@@ -154,6 +154,11 @@ class Words:
         return tuple(opens or number in self.special_ids for number, opens in enumerate(starts))
 
     @property
+    def stop(self) -> int:
+        """id of the token that ends a text: the last of the template, or [sep] where that ends with a word."""
+        return self._after[-1] if self._after else self.special["sep"]
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of everything that decides the ids of a caption."""
         return hashlib.sha256("\0".join(self.to_state().values()).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Draws over texts: masked words, and openings that tell a shared stack which role it plays."""
+"""Draws over texts: masked words, openings that tell a shared stack which role it plays, and texts cut in two."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ class MaskWords:
         return {"text": replace(text, ids=ids), "labels": labels}
 
 
+def opening(words: Words, start: str) -> int:
+    """The id of the special token `start`, which opens a text. Raises AssemblyError with the key that adds it."""
+    if start not in words.special:
+        raise AssemblyError(
+            f"the tokenizer has no special token {start!r} (it has: {', '.join(words.special)}). {did_you_mean(start, words.special)} "
+            f"Add it with model.text.words.add=[{start}]".replace("  ", " ")
+        )
+    return words.special[start]
+
+
 class Opening:
     """Another first token and, for a captioner, an order: gives `text` and `labels`.
 
@@ -64,12 +74,7 @@ class Opening:
     """
 
     def __init__(self, words: Words, *, start: str, text: str = "clean", order: Literal["causal"] | None = None) -> None:
-        if start not in words.special:
-            raise AssemblyError(
-                f"the tokenizer has no special token {start!r} (it has: {', '.join(words.special)}). {did_you_mean(start, words.special)} "
-                f"Add it with model.text.words.add=[{start}]".replace("  ", " ")
-            )
-        self.start, self.text, self.causal = words.special[start], text, order == "causal"
+        self.start, self.text, self.causal = opening(words, start), text, order == "causal"
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
         """The rewritten text (B, N), and the words it asks for (B, N): IGNORE on padding and on the opening."""
@@ -81,3 +86,34 @@ class Opening:
         if self.causal:
             order = causal_order(ids.shape[0], ids.shape[1], ids.device)
         return {"text": replace(text, ids=ids, order=order), "labels": labels}
+
+
+class Split:
+    """A text cut in two: gives `prefix`, `suffix` and `labels` (Wang et al. 2021, SimVLM, eq. 3; Raffel et al. 2020, section 3.2.3).
+
+    The cut is uniform over the words of a text, from nothing to all of them; the token that closes the text is always asked for. The prefix
+    is what stands before the cut, without an opening; everyone in it reads everyone. The suffix opens at the place before the cut and is
+    causal. Both keep the places that the words had.
+
+    Args:
+        words: the tokenizer; its template opens with one special token and closes with one.
+        start: name of the special token that opens the suffix.
+        text: input to cut.
+    """
+
+    def __init__(self, words: Words, *, start: str = "cls", text: str = "clean") -> None:
+        self.start, self.text = opening(words, start), text
+
+    def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
+        """The two texts (B, N), and the words asked of the suffix (B, N): IGNORE before the cut and on padding. An evaluation cuts before all words."""
+        text = s.text(self.text)
+        draw, count = torch.rand(len(text), generator=rng).to(text.ids.device), text.mask.sum(1)
+        # 1 is the first word, count - 1 the token that closes the text
+        cut = 1 + (draw * (count - 1)).long() if s.corrupt else torch.ones_like(count)
+        cut, places = cut[:, None], torch.tensor(range(text.ids.shape[1]), device=text.ids.device)[None]
+        order = causal_order(text.ids.shape[0], text.ids.shape[1], text.ids.device)
+        return {
+            "prefix": replace(text, mask=text.mask & (places > 0) & (places < cut)),
+            "suffix": replace(text, ids=torch.where(places == cut - 1, self.start, text.ids), mask=text.mask & (places >= cut - 1), order=order),
+            "labels": torch.where(text.mask & (places >= cut), text.ids, IGNORE),
+        }

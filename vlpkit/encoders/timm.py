@@ -1,15 +1,16 @@
-"""Any timm backbone as an embed: a class token (its own, or the mean of its cells) first, then the cells."""
+"""timm backbones as embeds: any of them, a class token (its own, or the mean of its cells) first, then the cells; or the first blocks alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from vlpkit.errors import WeightsError
-from vlpkit.layers.embed import Normalise, pixels_of
+from vlpkit.errors import AssemblyError, WeightsError
+from vlpkit.layers.embed import CLIP_MEAN, CLIP_STD, Normalise, grid_places, pixels_of
 from vlpkit.types import ImageInput, Stream, full_mask
 
 
@@ -73,3 +74,48 @@ class TimmBackbone(nn.Module):
         first = y[:, :1] if self.cls else cells.mean(1, keepdim=True)
         x = torch.cat([first, cells], 1)
         return Stream(x, full_mask(len(x), x.shape[1], x.device), (("v_cls", 1), ("v", cells.shape[1])))
+
+
+class ConvStem(nn.Module):
+    """The first blocks of a convolutional backbone, down to cells of one patch, projected, with learned positions and no class token.
+
+    Parameters: `net`, `proj` (D, C), `position` (1, g*g, D).
+
+    Args:
+        dim: D, the width.
+        name: timm model name, such as resnet101; trained from scratch.
+        image_size: side in pixels; a multiple of `patch`.
+        patch: pixels between cells; the deepest stage of the backbone with that stride is the last one built.
+        position_std: of the position table at the start.
+        mean: per channel, in [0, 1].
+        std: per channel, in [0, 1].
+
+    Raises:
+        AssemblyError: the backbone has no stage with that stride.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self, dim: int, *, name: str, image_size: int, patch: int, position_std: float = 0.02, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+    ) -> None:
+        super().__init__()
+        whole: Any = timm.create_model(name, pretrained=False, features_only=True)
+        strides: list[int] = whole.feature_info.reduction()
+        if patch not in strides:
+            raise AssemblyError(f"{name!r} has stages with strides {', '.join(map(str, strides))}, but cells of {patch} pixels are wanted (size.patch)")
+        stage = len(strides) - 1 - strides[::-1].index(patch)
+        self.net: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(stage,))
+        self.dim, grid = dim, image_size // patch
+        self.proj = nn.Linear(self.net.feature_info.channels()[-1], dim)
+        self.position = nn.Parameter(torch.empty(1, grid * grid, dim).normal_(std=position_std))
+        self.normalise = Normalise(mean, std)
+        self.register_buffer("places", grid_places(grid, grid, cls=False), persistent=False)
+        nn.init.normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, given: ImageInput) -> Stream:
+        """(R, 3, H, W) pixels to a stream (R, g*g, D) of the part v."""
+        y: Tensor = self.net(self.normalise(pixels_of(given)))[-1]
+        x = self.proj(y.flatten(2).transpose(1, 2)) + self.position
+        return Stream(x, full_mask(len(x), x.shape[1], x.device), (("v", x.shape[1]),), at=self.places.expand(len(x), -1, -1))

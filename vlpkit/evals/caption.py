@@ -97,7 +97,7 @@ class Captions(Evaluator):
         start = opening(assembly, objective)
         assert start is not None  # `lacks` has refused everything else
         found = greedy(
-            assembly.model, batch.images.to(module.device), start=start, stop=words.special["sep"], pad=words.pad,
+            assembly.model, batch.images.to(module.device), start=start, stop=words.stop, pad=words.pad,
             length=min(self.length, words.length - 1), by=objective.by, head=objective.name, cached=self.cached,
         )  # fmt: skip
         captions = words.decode(found.ids.cpu())

@@ -58,3 +58,34 @@ class RelativeTable(nn.Module):
         rows = self.rows(s)
         spread = self.table[rows].view(*rows.shape, self.depth, self.heads)
         return list(spread.permute(3, 0, 4, 1, 2).unbind(0))
+
+
+class PlaneTable(nn.Module):
+    """One learned number for each displacement in the plane, head and block, between patches alone; words get none (Wang et al. 2021,
+    section 3.2, after Dai et al. 2021, CoAtNet, eq. 3).
+
+    Parameters: `table` ((2g - 1)^2, depth * heads).
+
+    Args:
+        heads: attention heads of the trunk.
+        depth: blocks of the trunk.
+        image_size: side in pixels.
+        patch: side of a patch in pixels; g = image_size / patch.
+    """
+
+    def __init__(self, *, heads: int, depth: int, image_size: int, patch: int) -> None:
+        super().__init__()
+        self.heads, self.depth, self.grid = heads, depth, image_size // patch
+        self.table = nn.Parameter(torch.zeros((2 * self.grid - 1) ** 2, depth * heads))
+
+    def forward(self, s: Stream) -> list[Tensor]:
+        """One (1|B, heads, L, L) a block, 0 wherever a word or a token without a place takes part."""
+        if s.at is None:
+            raise ValueError("a position bias needs to know where tokens stand, and this stream does not say")
+        at = s.at[:1] if s.at.stride(0) == 0 else s.at
+        patch = torch.cat([torch.full((n,), name[0] == "v") for name, n in s.parts]).to(at.device) & (at[..., 0] >= 0)
+        both = patch[:, :, None] & patch[:, None, :]
+        away = at[:, :, None] - at[:, None, :] + self.grid - 1                                       # query minus key
+        rows = torch.where(both, away[..., 0] * (2 * self.grid - 1) + away[..., 1], 0)
+        spread = (self.table[rows] * both[..., None]).view(*rows.shape, self.depth, self.heads)
+        return list(spread.permute(3, 0, 4, 1, 2).unbind(0))

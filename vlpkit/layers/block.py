@@ -17,22 +17,26 @@ from vlpkit.layers.experts import apply, several
 from vlpkit.types import Parts
 
 NormPlace = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "squared_relu"]
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
-    """The named non-linearity; quick_gelu is x * sigmoid(1.702 x), as CLIP was trained."""
+    """The named non-linearity; quick_gelu is x * sigmoid(1.702 x), as CLIP was trained, squared_relu relu(x)^2 (Flamingo)."""
     if kind == "quick_gelu":
         return F.silu(1.702 * x) / 1.702  # the same, with half the passes over memory on the way back
+    if kind == "squared_relu":
+        return F.relu(x).square()
     return F.relu(x) if kind == "relu" else F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a non-linearity. Parameters: `fc1` (H, D), `fc2` (D, H), and `inner` (H,) before `fc2` where asked for."""
+    """Two linear layers around a non-linearity, with biases or without. Parameters: `fc1` (H, D), `fc2` (D, H), and `inner` (H,) before `fc2` where asked for."""
 
-    def __init__(self, dim: int, *, hidden: int, activation: Activation = "gelu", inner_norm: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self, dim: int, *, hidden: int, activation: Activation = "gelu", inner_norm: bool = False, eps: float = 1e-5, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.activation = nn.Linear(dim, hidden), nn.Linear(hidden, dim), activation
+        self.fc1, self.fc2, self.activation = nn.Linear(dim, hidden, bias=bias), nn.Linear(hidden, dim, bias=bias), activation
         self.inner = nn.LayerNorm(hidden, eps=eps) if inner_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,6 +135,7 @@ class BlockPlan:
     bias: bool
     scale: float | None
     gates: Sequence[str]
+    every: Mapping[str, int]
     inner_norm: bool
     memory_norm: bool
 
@@ -142,17 +147,22 @@ class Block(nn.Module):
         plan: what the blocks of a trunk have in common; a kind of sublayer may repeat.
         drop_path: probability of skipping a residual branch for a row.
         experts: sets by kind of module: `ffn` is that whole sublayer, `attn` the projections of attention, `norm` its norm.
+        number: of the block in its trunk, from 0; a sublayer that only each n-th block has leaves the names of the others as they are.
     """
 
-    def __init__(self, plan: BlockPlan, *, drop_path: float, experts: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, plan: BlockPlan, *, drop_path: float, experts: Mapping[str, Sequence[str]], number: int) -> None:
         super().__init__()
         self.kinds: list[tuple[str, str]] = []
         seen: Counter[str] = Counter()
+        named = []
         for kind in plan.sublayers:
             if kind not in ("self", "cross", "ffn"):
                 raise ValueError(f"block: no sublayer {kind!r} (there are: self, cross, ffn)")
             seen[kind] += 1
             name = kind if seen[kind] == 1 else f"{kind}{seen[kind]}"
+            named.append(name)
+            if (number + 1) % plan.every.get(name, 1):
+                continue
             norm = several(lambda: nn.LayerNorm(plan.dim, eps=plan.eps), experts.get("ffn" if kind == "ffn" else "norm", ()))
             sublayer = Sublayer(
                 self._body(kind, plan, experts), norm, place=plan.place, dim=plan.dim, dropout=plan.dropout, drop_path=drop_path, scale=plan.scale,
@@ -160,8 +170,9 @@ class Block(nn.Module):
             )
             self.add_module(name, sublayer)
             self.kinds.append((name, kind))
-        if strange := [name for name in plan.gates if name not in dict(self.kinds)]:
-            raise ValueError(f"gates: no sublayer {strange[0]!r} (there are: {', '.join(dict(self.kinds))})")
+        for word, asked in (("gates", plan.gates), ("every", plan.every)):
+            if strange := [name for name in asked if name not in named]:
+                raise ValueError(f"{word}: no sublayer {strange[0]!r} (there are: {', '.join(named)})")
 
     @staticmethod
     def _body(kind: str, plan: BlockPlan, experts: Mapping[str, Sequence[str]]) -> nn.Module:

@@ -43,7 +43,7 @@ def pixels_of(given: ImageInput) -> Tensor:
     return given.pixels
 
 
-def _grid_places(rows: int, columns: int, *, cls: bool) -> Tensor:
+def grid_places(rows: int, columns: int, *, cls: bool) -> Tensor:
     """(1, cls + rows * columns, 2) row and column of each patch; the class token is nowhere."""
     # From numbers, not from arange: on the meta device that would load half of torch's compiler.
     return torch.tensor([*([(-1, -1)] if cls else []), *((row, column) for row in range(rows) for column in range(columns))])[None]
@@ -94,7 +94,7 @@ class PatchEmbed(nn.Module):
         self.hole = nn.Parameter(torch.empty(dim)) if hole else None
         self.norm = nn.LayerNorm(dim, eps=eps) if norm else None
         self.dropout = dropout
-        self.register_buffer("places", _grid_places(self.grid, self.grid, cls=cls), persistent=False)
+        self.register_buffer("places", grid_places(self.grid, self.grid, cls=cls), persistent=False)
         for vector, start in ((self.cls, 0.02), (self.position, position_std), (self.side, 0.02), (self.hole, 0.02)):
             if vector is not None:
                 nn.init.normal_(vector, std=start)
@@ -131,7 +131,7 @@ class PatchEmbed(nn.Module):
         if real is not None:
             mask = torch.cat([real.new_ones(n, x.shape[1] - real.shape[1]), real], 1)
         square = rows == columns == self.grid
-        places = self.places if square else _grid_places(rows, columns, cls=self.cls is not None).to(x.device)
+        places = self.places if square else grid_places(rows, columns, cls=self.cls is not None).to(x.device)
         return Stream(x, mask, parts, at=places.expand(n, -1, -1))
 
     def _grid_of(self, pixels: Tensor) -> tuple[int, int]:
@@ -161,7 +161,8 @@ class PatchEmbed(nn.Module):
 class WordEmbed(nn.Module):
     """Word, position and, where asked for, segment tables (BERT, GPT and CLIP differ by options only).
 
-    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `cls` (1, 1, D), `norm` (D,), `side` (D,).
+    Parameters: `word` (V, D), `position` (length, D), `segment` (segments, D), `cls` (1, 1, D), `norm` (D,), `side` (D,),
+    `extra` (len(extra), D).
 
     Args:
         dim: D, the width.
@@ -179,13 +180,14 @@ class WordEmbed(nn.Module):
         position_std: of the position table at the start.
         padding: masked; or read, which fills every text up to `length` with the padding word and counts that as words (SigLIP),
             so that the last position is the same for all.
-        words: the tokenizer, which knows the padding word; needed where padding is read.
+        words: the tokenizer, which knows the padding word and those of `extra`; needed for either.
         cls: last appends a class token `w_cls` behind the text, which in an ordered text reads all words and is read by none; its place is
             the last row of the position table, so texts are one token shorter. A text that comes with places of its own, such as a piece
             that is being decoded, gets none. last_shifted is as open_clip trained its CoCa weights: the class token reads the words and
             the first padding behind them, not itself.
         still: whether row 0 of every table stays as it started, whoever looks it up (tables made with padding_idx=0, as LXMERT was
             released: the place of the first word and the type 0 never learn). A head that is tied to the words still moves its row 0.
+        extra: special tokens whose rows are a parameter of their own, so that they learn beside a frozen table (OpenFlamingo).
     """
 
     places: Tensor
@@ -194,7 +196,7 @@ class WordEmbed(nn.Module):
         self, dim: int, *, vocab: int, length: int, order: Literal["causal"] | None = None, segments: int = 0, norm: bool = True,
         eps: float = 1e-12, dropout: float = 0.0, positions: bool = True, blank: bool = False, typed: bool = False, std: float = 0.02,
         position_std: float = 0.02, padding: Literal["masked", "read"] = "masked", words: Words | None = None,
-        cls: Literal["last", "last_shifted"] | None = None, still: bool = False,
+        cls: Literal["last", "last_shifted"] | None = None, still: bool = False, extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if cls is not None and padding == "read":
@@ -206,6 +208,12 @@ class WordEmbed(nn.Module):
         self.pad = words.pad if filled and words is not None else None
         self.shifted = cls == "last_shifted"
         self.cls = None if cls is None else nn.Parameter(torch.empty(1, 1, dim))
+        if extra and words is None:
+            raise ValueError("extra names special tokens, but no tokenizer says which words they are")
+        if strange := [name for name in extra if words is not None and name not in words.special]:
+            raise ValueError(f"extra: the tokenizer has no special token {strange[0]!r}; add it with model.text.words.add=[{strange[0]}]")
+        self.rows = [words.special[name] for name in extra] if words is not None else []
+        self.extra = nn.Parameter(torch.empty(len(extra), dim).normal_(std=std)) if extra else None
         first = 0 if still else None
         self.word = nn.Embedding(vocab, dim, padding_idx=first)
         self.position = nn.Embedding(length, dim, padding_idx=first) if positions else None
@@ -234,6 +242,9 @@ class WordEmbed(nn.Module):
             given = self._filled(given, self.pad)
         n, length = given.ids.shape
         x = self.word(given.ids)
+        if self.extra is not None:
+            for row, number in zip(self.extra, self.rows):
+                x = torch.where((given.ids == number)[..., None], row, x)
         parts: Parts = (("w", length),) if cls is None else (("w", length), ("w_cls", 1))
         if given.at is None and length > self.length - (cls is not None):
             behind = ", whose last row is the class token's" if cls is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -100,3 +101,61 @@ class Chain(Neck):
         for neck in self.necks:
             s = neck(s)
         return s
+
+
+class _Resample(nn.Module):
+    """One layer of a resampler: queries read the stream and themselves, then a feed-forward layer, both residual."""
+
+    def __init__(self, dim: int, *, heads: int, ratio: float, eps: float, activation: Activation) -> None:
+        super().__init__()
+        self.norm_query, self.norm_memory = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
+        self.attention = Attention(dim, heads=heads, memory_dim=dim, bias=False)
+        body = FeedForward(dim, hidden=round(dim * ratio), activation=activation, bias=False)
+        self.ffn = Sublayer(body, nn.LayerNorm(dim, eps=eps), place="pre", dim=dim)
+
+    def forward(self, x: Tensor, read: Tensor, sight: Sight) -> Tensor:
+        """(B, Q, D) queries and (B, L, D) states to (B, Q, D)."""
+        query = self.norm_query(x)
+        x = x + self.attention(query, sight, memory=Memory(torch.cat([self.norm_memory(read), query], 1)))
+        return self.ffn(x, "ffn", Call(Sight(), Sight()), None)
+
+
+class Resampler(Neck):
+    """Learned queries read the stream and themselves, layer after layer, and stand for it (Alayrac et al. 2022, section 3.1.1).
+
+    Parameters: `query` (1, Q, D), `layers.N.{norm_query,norm_memory,attention,ffn}` without biases but those of norms, `norm` (D,).
+
+    Args:
+        dim: D, width of the stream and of the queries.
+        queries: Q, number of tokens that come out, all of the part v.
+        depth: number of layers.
+        heads: attention heads.
+        reads: name of the run of tokens that is read; None: the whole stream.
+        ratio: width of the feed-forward layers as a multiple of D.
+        eps: of all norms.
+        activation: of the feed-forward layers.
+        std: of the queries at the start.
+    """
+
+    def __init__(
+        self, dim: int, *, queries: int, depth: int, heads: int, reads: str | None = "v", ratio: float = 4.0, eps: float = 1e-5,
+        activation: Activation = "squared_relu", std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.dim, self.reads = dim, reads
+        self.query = nn.Parameter(torch.empty(1, queries, dim).normal_(std=std))
+        self.layers = nn.ModuleList(_Resample(dim, heads=heads, ratio=ratio, eps=eps, activation=activation) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, s: Stream) -> Stream:
+        """(B, L, D) stream to (B, Q, D)."""
+        s = s if self.reads is None else s.part(self.reads)
+        x = self.query.to(s.x.dtype).expand(len(s.x), -1, -1)
+        kept = Stream(x, full_mask(x.shape[0], x.shape[1], x.device), (("v", x.shape[1]),))
+        sight = look_across(Stream.cat(s, kept))
+        for layer in self.layers:
+            x = layer(x, s.x, sight)
+        return replace(kept, x=self.norm(x))

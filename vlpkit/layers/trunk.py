@@ -75,6 +75,7 @@ class Trunk(nn.Module):
             released): `ffn` is that whole sublayer, `attn` the projections of attention, `norm` its norm and the closing one. The rest is shared.
         scale: start of a learned scale a channel of every residual (LayerScale); None: no scale.
         gates: sublayers behind a tanh gate that starts closed, such as [cross, ffn].
+        every: sublayers that only each n-th block has, such as {cross: 4}: blocks 3, 7, 11 (Alayrac et al. 2022, section 3.1.2).
         inner_norm: norms inside attention and feed-forward, before their last projection (sub-LN).
         memory_norm: a norm of what each `cross` reads.
         closing: whether a norm follows the last block where norms stand before; a neck may norm for itself.
@@ -85,23 +86,28 @@ class Trunk(nn.Module):
         self, dim: int, *, depth: int, heads: int, block: Sequence[str] = ("self", "ffn"), memory_dim: int | None = None, ratio: float = 4.0,
         place: NormPlace = "pre", eps: float = 1e-6, dropout: float = 0.0, attention_dropout: float = 0.0, drop_path: float = 0.0,
         activation: Activation = "gelu", bias: bool = True, init: Init = "normal", experts: Mapping[str, Sequence[str]] | None = None,
-        scale: float | None = None, gates: Sequence[str] = (), inner_norm: bool = False, memory_norm: bool = False,
-        closing: bool = True, relative: nn.Module | None = None,
+        scale: float | None = None, gates: Sequence[str] = (), every: Mapping[str, int] | None = None, inner_norm: bool = False,
+        memory_norm: bool = False, closing: bool = True, relative: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.depth, self.place = dim, depth, place
         self.recompute = False  # activation checkpointing: switched by the training module
         self.reads_memory = "cross" in block
+        if small := [name for name, n in (every or {}).items() if n < 1]:
+            raise ValueError(f"every: {small[0]!r} stands in each n-th block, and n is at least 1")
         sets = dict(experts or {})
         if strange := sorted(sets.keys() - {"attn", "ffn", "norm"}):
             raise ValueError(f"experts: {strange[0]!r} is no kind of module (there are: attn, ffn, norm)")
         plan = BlockPlan(
             dim=dim, heads=heads, hidden=round(dim * ratio), sublayers=block, memory_dim=memory_dim or dim, place=place, eps=eps, dropout=dropout,
-            attention_dropout=attention_dropout, activation=activation, bias=bias, scale=scale, gates=gates, inner_norm=inner_norm,
-            memory_norm=memory_norm,
+            attention_dropout=attention_dropout, activation=activation, bias=bias, scale=scale, gates=gates, every=dict(every or {}),
+            inner_norm=inner_norm, memory_norm=memory_norm,
         )
         self.blocks = nn.ModuleList(
-            Block(plan, drop_path=drop_path * i / max(depth - 1, 1), experts={kind: sets_in(names, i, depth) for kind, names in sets.items()})
+            Block(
+                plan, drop_path=drop_path * i / max(depth - 1, 1), experts={kind: sets_in(names, i, depth) for kind, names in sets.items()},
+                number=i,
+            )
             for i in range(depth)
         )
         named = [name for name in sets.get("norm", ()) if ":" not in name]

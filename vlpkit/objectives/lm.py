@@ -25,6 +25,7 @@ class NextWord(Objective):
             as it stands (CoCa: one pass over the clean text serves contrast and captions).
         image: image input.
         pairing: rows to fuse.
+        given: the text that stands behind another fusion in what `by` reads, such as a prefix; None: `text`, too.
         by: the fusion that decodes.
         smoothing: label smoothing in [0, 1).
         smooth: who shares the smoothed mass: all words, or all but the right one (GIT's code; its divergence has the same gradient).
@@ -36,12 +37,12 @@ class NextWord(Objective):
     """
 
     def __init__(
-        self, *, text: str = "caption.text", labels: str | None = "caption.labels", image: str = "clean", pairing: str = "aligned", by: str = "decoder",
-        smoothing: float = 0.0, smooth: Literal["all", "others"] = "all", transform: bool = True, bias: bool = True, head: str = "lm",
-        on: str = "pairs", weight: float = 1.0,
+        self, *, text: str = "caption.text", labels: str | None = "caption.labels", image: str = "clean", pairing: str = "aligned",
+        given: str | None = None, by: str = "decoder", smoothing: float = 0.0, smooth: Literal["all", "others"] = "all", transform: bool = True,
+        bias: bool = True, head: str = "lm", on: str = "pairs", weight: float = 1.0,
     ) -> None:
         super().__init__(on=on, weight=weight)
-        self.text, self.labels, self.image, self.pairing, self.by, self.name = text, labels, image, pairing, by, head
+        self.text, self.labels, self.image, self.pairing, self.given, self.by, self.name = text, labels, image, pairing, given, by, head
         self.smoothing, self.smooth, self.transform, self.bias = smoothing, smooth, transform, bias
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
@@ -56,7 +57,7 @@ class NextWord(Objective):
 
     def forward(self, s: Streams) -> Loss:
         """Mean over the asked tokens of this rank, in nats."""
-        fused, labels = s.fused(self.image, self.text, self.pairing, by=self.by), self._labels(s)[:, 1:]
+        fused, labels = s.fused(self.image, self.text, self.pairing, by=self.by, given=self.given), self._labels(s)[:, 1:]
         states, asked = pick(fused.w.x[:, : labels.shape[1]], labels)   # padding that an embed filled up asks for nothing
         logits = s.head(self.name, states)
         vocab = logits.shape[-1]
