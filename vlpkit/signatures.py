@@ -53,12 +53,13 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
-    """One parameter of a constructor. `annotation` is to be read in `source`."""
+    """One parameter of a constructor. `annotation` is to be read in `source`; `word` is its default where that is a string."""
 
     name: str
     required: bool
     annotation: ast.expr | None
     source: Source
+    word: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def _callable(found: Found, node: ast.FunctionDef | ast.AsyncFunctionDef, *, bou
     plain = [*spec.posonlyargs, *spec.args]
     optional = [None] * (len(plain) - len(spec.defaults)) + list(spec.defaults)
     pairs = list(zip(plain, optional))[1 if bound else 0 :] + list(zip(spec.kwonlyargs, spec.kw_defaults))
-    parameters = {arg.arg: Parameter(arg.arg, default is None, arg.annotation, source) for arg, default in pairs}
+    words = {arg.arg: default.value for arg, default in pairs if isinstance(default, ast.Constant) and isinstance(default.value, str)}
+    parameters = {arg.arg: Parameter(arg.arg, default is None, arg.annotation, source, words.get(arg.arg)) for arg, default in pairs}
     return Signature(found.name, parameters, spec.kwarg is not None)
 
 

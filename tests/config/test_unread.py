@@ -1,0 +1,33 @@
+"""A part that nobody names is refused before torch is imported; what might be read unseen is left to the dry step."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import RECIPES, composed
+from vlpkit.unread import unread
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_part_of_a_recipe_is_named(recipe: str) -> None:
+    assert unread(composed(f"model={recipe}")) == []
+
+
+@pytest.mark.parametrize(("overrides", "part"), [
+    (("model=clip", "fusion=cross"), "fusion"), (("model=clip", "decoder=cross"), "decoder"), (("model=albef", "objective=[itc_momentum]"), "fusion"),
+    (("model=albef", "objective=[mlm]"), "align"),
+])  # fmt: skip
+def test_a_part_that_nobody_names_is_refused(overrides: tuple[str, ...], part: str) -> None:
+    (line,) = unread(composed(*overrides))
+    assert line.startswith(f"model.{part}: no objective reads it (")
+    assert f"+model.freeze=[{part}]" in line
+
+
+@pytest.mark.parametrize("overrides", [
+    ("model=clip", "fusion=cross", "+model.freeze=[fusion]"),                    # it need not train
+    ("model=blip", "objective=[itc_momentum,lm]"),                              # its blocks are those of the text
+    ("model=clip", "fusion=cross", "+objectives.own._target_=examples.objectives.Evenness"),   # what that reads stands in its code
+])  # fmt: skip
+def test_a_part_that_may_be_read_is_not(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlpkit.check._trusted", {"vlpkit", "examples"})
+    assert unread(composed(*overrides)) == []

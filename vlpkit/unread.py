@@ -1,0 +1,42 @@
+"""Parts that nobody names: no objective, no draw, no other part, no tie. The dry step would find their parameters dead two seconds later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vlpkit.check import LISTS, signature_of
+
+_BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
+
+
+def unread(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each part of a checked config that is named nowhere; none where an objective is not ours, as it may name parts in its code."""
+    model, objectives = cfg["model"], cfg["objectives"]
+    if not all(str(node["_target_"]).startswith("vlpkit.") for node in objectives.values()):
+        return []
+    parts = [key for key, node in model.items() if isinstance(node, Mapping) and key not in LISTS]
+    elsewhere = [objectives, cfg["draws"], *(model.get(key) or [] for key in LISTS)]
+    lines = []
+    for part in parts:
+        if part not in _BY_CODE and part not in set(_names([*elsewhere, *(model[other] for other in parts if other != part)])):
+            lines.append(
+                f"model.{part}: no objective reads it ({', '.join(objectives) or 'there is none'}), so nothing would train it.\n"
+                f"  Add an objective that does (objective=[...]), drop the part ({part}=null), or freeze it (+model.freeze=[{part}])."
+            )
+    return lines
+
+
+def _names(node: Any) -> Iterator[str]:
+    """Every word in the strings of a config, and in those that its parts take when nothing is said."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            parameters = signature_of(node["_target_"], place="").parameters
+            yield from _names([p.word for name, p in parameters.items() if p.word is not None and name not in node])
+        yield from _names([value for key, value in node.items() if key != "_target_"])
+    elif isinstance(node, list):
+        for value in node:
+            yield from _names(value)
+    elif isinstance(node, str):
+        yield from re.findall(r"\w+", node)
