@@ -301,8 +301,8 @@ def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
 
 
 def image_size(cfg: Mapping[str, Any]) -> int | None:
-    """Side in pixels of the images that the vision part reads; None when it reads none."""
-    size = cfg["model"]["vision"]["embed"].get("image_size")
+    """Side in pixels of the images that the vision part reads, or a detector for it; None when neither reads any."""
+    size = (cfg["model"].get("detector") or cfg["model"]["vision"]["embed"]).get("image_size")
     return None if size is None else int(size)
 
 

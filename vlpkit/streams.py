@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Generator, Tensor
@@ -20,6 +20,9 @@ from vlpkit.errors import AssemblyError, did_you_mean
 from vlpkit.fusion import Fusion
 from vlpkit.model import Read, VLModel, parse_reads
 from vlpkit.types import Aligned, Batch, Fused, ImageInput, Pairing, Side, Stream, TextInput
+
+if TYPE_CHECKING:  # brings decoders, which few recipes need
+    from vlpkit.encoders.detector import Detector
 
 T = TypeVar("T")
 Drawn = ImageInput | TextInput | Pairing | Tensor
@@ -99,8 +102,9 @@ class Streams:
         return self._drawn[name]
 
     def image(self, name: str = "clean") -> ImageInput:
-        """An image input of the batch, or a drawn one. Raises AssemblyError when there is none of that name."""
-        return self._given(name, self.batch.images, ImageInput, "image")
+        """An image input of the batch, or a drawn one; with its regions, where the recipe has a detector. Raises AssemblyError when there is none of that name."""
+        given = self._given(name, self.batch.images, ImageInput, "image")
+        return given if given.regions is not None or "detector" not in self.model.names else self._detected(given)[0]
 
     def text(self, name: str = "clean") -> TextInput:
         """A text input of the batch, or a drawn one. Raises AssemblyError when there is none of that name."""
@@ -126,10 +130,13 @@ class Streams:
         return found
 
     def target(self, name: str) -> Tensor:
-        """A label tensor that the source delivers. Raises AssemblyError when there is none of that name."""
-        if name not in self.batch.targets:
-            raise AssemblyError(f"reads the target {name!r}, but the source delivers {', '.join(self.batch.targets) or 'none'}")
-        return self.batch.targets[name]
+        """A label tensor that the source delivers, or the recipe's detector. Raises AssemblyError when there is none of that name."""
+        have = self.batch.targets
+        if name not in have and "detector" in self.model.names:
+            have = {**have, **self._detected(self._given("clean", self.batch.images, ImageInput, "image"))[1]}
+        if name not in have:
+            raise AssemblyError(f"reads the target {name!r}, but the source delivers {', '.join(have) or 'none'}")
+        return have[name]
 
     def labels(self, name: str) -> Tensor:
         """Drawn labels. Raises AssemblyError when the name is something else."""
@@ -241,6 +248,12 @@ class Streams:
             fused = self.fused(image, text, pairing, by=by)
             return fused.v if side == "v" else fused.w
         return self._encoded(by, self.image(image) if side == "v" else self.text(text), "encode")
+
+    def _detected(self, given: ImageInput) -> tuple[ImageInput, Mapping[str, Tensor]]:
+        """What the recipe's frozen detector finds in images, and what it calls that; once."""
+        detector: Detector = self.model.part("detector")
+        with torch.no_grad():
+            return self._once(("detector", given.key()), given, lambda: detector(given), "detector")
 
     def codes(self, image: str = "clean") -> Tensor:
         """(R, M) int64 code of each patch, from the frozen codebook of the recipe."""
