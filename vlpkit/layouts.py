@@ -12,9 +12,11 @@ from vlpkit.tables.bert import bert, bert_merged
 from vlpkit.tables.blip import blip, transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
+from vlpkit.tables.lxmert import lxmert
 from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.tables.timm import vit
 from vlpkit.tables.uniter import uniter
+from vlpkit.tables.vilt import transformers_vilt, vilt
 from vlpkit.tables.visualbert import transformers_visualbert
 from vlpkit.weights import DROPPED, FRESH, Row, match
 
@@ -160,6 +162,21 @@ LAYOUTS = (
         lambda ours, theirs: transformers_visualbert(),
     ),
     Layout(
+        "lxmert", "LXMERT's pre-training checkpoints, for model=lxmert", ("bert.encoder.visn_fc.visn_fc.weight", "answer_head.logit_fc.3.weight"), lambda ours, theirs: lxmert(),
+    ),
+    Layout(
+        "transformers_lxmert", "transformers' LxmertForPreTraining, for model=lxmert", ("lxmert.encoder.visn_fc.visn_fc.weight", "cls.seq_relationship.weight"),
+        lambda ours, theirs: lxmert("lxmert."),
+    ),
+    Layout(
+        "vilt", "ViLT's pre-training checkpoints, for model=vilt", ("transformer.pos_embed", "text_embeddings.word_embeddings.weight", "mlm_score.decoder.weight"),
+        lambda ours, theirs: vilt(),
+    ),
+    Layout(
+        "transformers_vilt", "transformers' ViltForMaskedLM, for model=vilt", ("vilt.embeddings.text_embeddings.word_embeddings.weight", "mlm_score.decoder.weight"),
+        lambda ours, theirs: transformers_vilt(),
+    ),
+    Layout(
         "timm_vit", "a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit", ("cls_token", "pos_embed", "blocks.*.attn.qkv.weight"),
         lambda ours, theirs: vit(),
     ),
@@ -169,7 +186,8 @@ LAYOUTS = (
     ),
     Layout(
         "bert_words", "transformers' BertForPreTraining and BertForMaskedLM, for the text part of any recipe with text=bert",
-        ("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.*.attention.self.query.weight"), _bert, brings={"text": ("fusion", "heads")},
+        ("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.*.attention.self.query.weight"), _bert, never=("bert.encoder.visn_fc.**",),
+        brings={"text": ("fusion", "heads")},
     ),
 )  # fmt: skip
 

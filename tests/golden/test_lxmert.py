@@ -37,7 +37,7 @@ def build(r: Recording, *further: str) -> Assembly:
     return assemble(composed(
         "model=lxmert", f"size.dim={z['hidden']}", f"size.heads={z['heads']}", f"size.depth={z['language_layers']}", f"size.half={z['cross_layers']}",
         f"model.vision.trunk.depth={z['region_layers']}", f"size.positions={z['max_positions']}", f"size.feature={z['region_dim']}", "size.dropout=0.0",
-        f"size.classes={z['objects']}", f"size.attributes={z['attributes']}", f"size.answers={z['answers']}", "model.freeze=[]",
+        f"size.classes={z['objects'] + 1}", f"size.attributes={z['attributes'] + 1}", f"size.answers={z['answers']}", "model.freeze=[]",
         *(f"+model.{trunk}.ratio={z['ffn'] / z['hidden']}" for trunk in ("text.trunk", "vision.trunk", "fusion.v", "fusion.w")), *further,
     ), words=words, clock=CLOCK)  # fmt: skip
 
@@ -57,8 +57,8 @@ def repeat(r: Recording, *further: str, spoil: Callable[[Assembly], None] | None
         "hole": Given({"image": corrupted, "chosen": r["in/feature_selected"].bool()}),
         "mix": Given({"pairing": Pairing(rows, rows, r["in/matched"])}),
     }
-    targets = {
-        "region_class": r["in/object_labels"], "region_confidence": r["in/object_confidence"], "region_attribute": r["in/attribute_labels"],
+    targets = {   # the original counts neither background nor none
+        "region_class": r["in/object_labels"] + 1, "region_confidence": r["in/object_confidence"], "region_attribute": r["in/attribute_labels"] + 1,
         "region_attribute_confidence": r["in/attribute_confidence"], "answer": r["in/answers"].masked_fill(r["in/answers"] == -1, IGNORE),
     }  # fmt: skip
     clean = ImageInput(regions=r["in/feature_targets"], boxes=r["in/region_boxes"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.builders import tiny_batch, tiny_model, tiny_streams
 from tests.golden.recorded import Given
 from vlpkit.draws.images import HideRegions
 from vlpkit.encoders.encoder import Encoder
@@ -112,3 +114,32 @@ def test_a_target_that_the_source_does_not_deliver_is_named() -> None:
     objective, s = answers(torch.zeros(ROWS, dtype=torch.int64), target="reply")
     with pytest.raises(AssemblyError, match="reads the target 'reply', but the source delivers answer"):
         objective(s)
+
+
+def test_classes_before_the_first_are_no_target_and_have_no_row() -> None:
+    made, words = tiny_model("model=lxmert")
+    given = tiny_batch(words)
+    head = made.model.head("mra")
+    assert head.out.out_features == made.objectives["mra"].classes - 1 == 8  # type: ignore[operator]
+    attribute, sure = torch.zeros_like(given.targets["region_attribute"]), torch.full_like(given.targets["region_attribute_confidence"], 0.5)
+    seen = int(tiny_streams(made, given).pairing("mix.pairing").image[0])
+    attribute[seen, 2] = 8   # the last of 1 to 8; all others have none
+    s = tiny_streams(made, replace(given, targets={**given.targets, "region_attribute": attribute, "region_attribute_confidence": sure}))
+    rows, v = s.pairing("mix.pairing").image, s.fused("hole.image", "mask.text", "mix.pairing").v
+    logits = s.head("mra", v.x[rows == seen, 2])   # once for each text that stands beside this image
+    expected = -0.5 * logits.log_softmax(-1)[:, 7].sum() / v.mask.sum()
+    assert torch.allclose(made.objectives["mra"](s).value, expected)
+    assert expected > 0
+    none = tiny_streams(made, replace(given, targets={**given.targets, "region_attribute": torch.zeros_like(attribute)}))
+    assert float(made.objectives["mra"](none).value) == 0.0
+
+
+def test_what_was_masked_follows_its_text_into_the_pairing() -> None:
+    made, words = tiny_model("model=lxmert", "draws.mask.rate=0.5")
+    given, back = tiny_batch(words), torch.tensor([3, 2, 1, 0])
+    rows = torch.arange(4)
+    values = []
+    for pairing in (Pairing(rows, rows, torch.ones_like(rows)), Pairing(back, back, torch.ones_like(rows))):
+        made.draws["mix"] = Given({"pairing": pairing})
+        values.append(made.objectives["mlm"](tiny_streams(made, given)).value)
+    assert torch.allclose(*values)

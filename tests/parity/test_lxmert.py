@@ -36,7 +36,7 @@ class WithRegions(Beside):
             num_qa_labels=ANSWERS, visual_loss_normalizer=1 / 0.15,   # 6.67 unless told
         )
         self.made = ours(
-            "model=lxmert", f"size.feature={SIZE}", f"size.classes={OBJECTS}", f"size.attributes={ATTRIBUTES}", f"size.answers={ANSWERS}",
+            "model=lxmert", f"size.feature={SIZE}", f"size.classes={OBJECTS + 1}", f"size.attributes={ATTRIBUTES + 1}", f"size.answers={ANSWERS}",
             "model.text.trunk.depth=3", "model.vision.trunk.depth=1", "model.freeze=[]", "draws.hole.rate=0.5", "draws.mask.rate=0.5",
         )
         self.theirs = LxmertForPreTraining(config).train()
@@ -50,8 +50,8 @@ class WithRegions(Beside):
         regions, boxes = torch.randn(ROWS, MANY, SIZE, generator=rng), torch.rand(ROWS, MANY, 4, generator=rng)
         image = ImageInput(regions=regions.to(kind), boxes=boxes.to(kind), mask=real)
         targets = {
-            "region_class": torch.randint(OBJECTS, (ROWS, MANY), generator=rng), "region_confidence": torch.rand(ROWS, MANY, generator=rng),
-            "region_attribute": torch.randint(ATTRIBUTES, (ROWS, MANY), generator=rng), "region_attribute_confidence": torch.rand(ROWS, MANY, generator=rng),
+            "region_class": torch.randint(1, OBJECTS + 1, (ROWS, MANY), generator=rng), "region_confidence": torch.rand(ROWS, MANY, generator=rng),
+            "region_attribute": torch.randint(1, ATTRIBUTES + 1, (ROWS, MANY), generator=rng), "region_attribute_confidence": torch.rand(ROWS, MANY, generator=rng),
             "answer": torch.tensor([4, IGNORE, 7]),
         }  # fmt: skip
         self.batch = replace(pairs(), images={"clean": image}, targets=targets)
@@ -77,8 +77,8 @@ class WithRegions(Beside):
         rows, _, match = self.s.pairing("mix.pairing")
         assert clean.regions is not None
         labels = {
-            "obj": (targets["region_class"][rows], targets["region_confidence"][rows]),
-            "attr": (targets["region_attribute"][rows], targets["region_attribute_confidence"][rows]),
+            "obj": (targets["region_class"][rows] - 1, targets["region_confidence"][rows]),
+            "attr": (targets["region_attribute"][rows] - 1, targets["region_attribute_confidence"][rows]),
             "feat": (clean.regions[rows], self.s.labels("hole.chosen")[rows].float()),
         }
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -82,25 +83,31 @@ class RegionClasses(Regions):
     """Cross-entropy of what a detector called the regions (Tan and Bansal 2019, detected-label classification; Chen et al. 2020, MRC).
 
     Args:
-        classes: C.
+        classes: C, of which the data tell.
         target: (R, M) class ids, IGNORE where there is none.
+        first: the first class that is asked for; those before it, such as a background that comes first, have no row in the head and are no
+            target (LXMERT). Weights of a head without them fit then.
         confidence: (R, M) weights in [0, 1]; with them all regions count, chosen or not, and the mean is over all real ones, as LXMERT
             was released. Without, the mean is over the chosen ones.
         head: name of the head.
         options: of `Regions`.
     """
 
-    def __init__(self, *, classes: int, target: str = "region_class", confidence: str | None = None, head: str = "mrc", **options: Any) -> None:
+    def __init__(
+        self, *, classes: int, target: str = "region_class", first: int = 0, confidence: str | None = None, head: str = "mrc", **options: Any
+    ) -> None:
         super().__init__(head=head, **options)
-        self.classes, self.target, self.confidence = classes, target, confidence
+        self.classes, self.target, self.first, self.confidence = classes, target, first, confidence
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
         """Dense, GELU, norm, classes."""
-        return {self.name: WordsHead(dims[f"{self.by}.v"], vocab=self.classes)}
+        return {self.name: WordsHead(dims[f"{self.by}.v"], vocab=self.classes - self.first)}
 
     def forward(self, s: Streams) -> Loss:
         """In nats; log C when all logits are equal and, with confidences, those are 1."""
         v, labels = self.states(s), self.rows(s, s.target(self.target))
+        if self.first:
+            labels = torch.where(labels < self.first, IGNORE, labels - self.first)
         if self.confidence is None:
             labels = labels.masked_fill(~self.rows(s, s.labels(self.chosen)), IGNORE)
         states, asked = pick(v.x, labels)
