@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from vlpkit import address
 from vlpkit.build import build
+from vlpkit.data.stock import PAIRS
 from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock
 from vlpkit.encoders.encoder import Encoder
@@ -265,7 +266,9 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
     counts: dict[str, Counter[str]] = {}
     for turn in made.plan.turns:
         for source, names in turn.ask.items():
-            s = Streams(made.model, _blank(cfg, words), draws=made.draws, teacher=None if made.teacher is None else made.teacher.model)
+            with at(f"objectives.{names[0]}"):
+                blank = _blank(cfg, words, source)
+            s = Streams(made.model, blank, draws=made.draws, teacher=None if made.teacher is None else made.teacher.model)
             total: list[torch.Tensor] = []
             for name in names:
                 with at(f"objectives.{name}"):
@@ -284,8 +287,13 @@ def dry_step(cfg: Mapping[str, Any], *, words: Words, clock: Clock) -> tuple[Ass
     return made, counts
 
 
-def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
-    """A batch of zeros with what the vision part reads."""
+def _blank(cfg: Mapping[str, Any], words: Words, source: str) -> Batch:
+    """A batch of zeros with what the vision part reads and the source holds. Raises AssemblyError when the data have no such source."""
+    beside = {name: node for name, node in (cfg["data"].get("sources") or {}).items() if node is not None}
+    if source != PAIRS and source not in beside:
+        raise AssemblyError(
+            f"reads the source {source!r}, but the data deliver {', '.join([PAIRS, *beside])}. Add it (+data.sources.{source}.holds=texts), or read another (on={PAIRS})"
+        )
     size, rows = image_size(cfg), 4
     with torch.device("meta"):
         ids = torch.zeros(rows, min(words.length, 16), dtype=torch.int64)
@@ -296,6 +304,8 @@ def _blank(cfg: Mapping[str, Any], words: Words) -> Batch:
             image, targets = ImageInput(torch.zeros(rows, 3, size, size)), {}
         if cfg["data"].get("questions") is not None:
             targets["answer"] = torch.zeros(rows, dtype=torch.int64)
+        if source in beside and beside[source].get("holds") == "texts":
+            return Batch({}, {"clean": TextInput(ids, mask)}, {}, torch.zeros(rows, dtype=torch.int64))
         texts = {"clean": TextInput(ids, mask)} | ({"second": TextInput(ids, mask)} if cfg["data"].get("second") else {})
         return Batch({"clean": image}, texts, targets, torch.zeros(rows, dtype=torch.int64))
 

@@ -84,7 +84,7 @@ class PretrainModule(pl.LightningModule):
         losses = {name: objective(s) for name, objective, s in self.assembly.ask(self.streams, self.global_step)}
         total = torch.stack([self.objectives[name].weight * loss.value for name, loss in losses.items()]).sum()  # type: ignore[operator]
         self._note(losses, total)
-        self.samples_seen += dist.world() * sum(len(b) for b in batch.values())
+        self.samples_seen += dist.world() * len(next(iter(batch.values())))   # of the first source; the others keep step with it
         self.micro += 1
         return total
 

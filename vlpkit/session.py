@@ -15,6 +15,7 @@ from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.module import DataModule
+from vlpkit.data.stock import read_wishes
 from vlpkit.data.tokenize import Words
 from vlpkit.durations import Clock, total
 from vlpkit.errors import ConfigError
@@ -73,7 +74,7 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
     fitting(_evaluators(job), made)
     data = job.settings["data"]
     facts = {
-        "batch": f"{data['batch']} pairs a step",
+        "batch": ", ".join([f"{data['batch']} pairs", *(f"{wish.batch(data['batch'])} of {name}" for name, wish in read_wishes(data.get("sources")).items())]) + " a step",
         "length": f"{clock.total_steps} steps, {(clock.total_steps or 0) * data['batch'] / (clock.samples_per_epoch or 1):.2f} epochs of {clock.samples_per_epoch} pairs",
         "words": f"{words.size}, at most {words.length} a text",
     }

@@ -82,6 +82,11 @@ class ImageInput:
         """Identity of the tensors a pass over this input reads."""
         return tuple(map(id, self._fields()))
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known of any image: what samples of texts alone come to."""
+        return all(t is None for t in self._fields())
+
     def rows(self, index: Tensor) -> ImageInput:
         """(P,) rows of the input, in that order."""
         return ImageInput(*(_picked(t, index) for t in self._fields()))

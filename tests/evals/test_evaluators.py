@@ -353,3 +353,19 @@ def test_held_out_objectives_are_those_of_the_split(where: Path) -> None:
 def test_a_held_out_batch_of_one_has_no_other_pair(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         HeldOut(**changes)   # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("holds", ["texts", "pairs"])
+def test_a_source_of_texts_is_held_out_without_images(where: Path, holds: str) -> None:
+    model, data = loaded("simvlm", where, sources={"texts": {"holds": holds, "share": 0.25}})
+    found = dict(HeldOut(batch=VAL)(model, data))
+    model.assembly.model.eval()
+    (batch,) = data.eval_batches(batch=VAL)
+    assert data.words is not None
+    texts = data.words.encode([captions[0] for captions in batch.captions])
+    for source, name in (("pairs", "lm"), ("texts", "lm_texts")):
+        images = {} if source == holds == "texts" else {"clean": batch.images}
+        s = Streams(model.assembly.model, Batch(images, {"clean": texts}, {}, batch.index), draws=model.assembly.draws, seed=("evaluation", 0, source))
+        with torch.no_grad():
+            assert found[f"{name}_loss"] == pytest.approx(float(model.assembly.objectives[name](s).value))
+    assert s.counts["vision.embed"] == (holds == "pairs")

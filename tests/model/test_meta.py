@@ -98,3 +98,16 @@ def test_blip_has_the_parameters_of_its_encoder_and_of_the_captioner_it_shares_t
     own = [layer.attention for layer in decoder.bert.encoder.layer]
     assert millions(*(block.get_submodule("self") for block in model.part("decoder").w.blocks)) == pytest.approx(millions(*own))
     assert millions(model.part("decoder")) == pytest.approx(millions(decoder.bert.encoder))
+
+
+def test_a_source_that_the_data_do_not_have_is_refused_with_those_there_are() -> None:
+    with pytest.raises(AssemblyError, match=r"objectives\.lm_texts reads the source 'texts', but the data deliver pairs\. Add it \(\+data\.sources\.texts\.holds=texts\)"):
+        dry("model=simvlm", "data.sources.texts=null")
+
+
+def test_every_source_is_stepped_through_with_what_it_holds() -> None:
+    cfg = composed(*NARROW, "model=simvlm")
+    _, counts = dry_step(cfg, words=tiny_words(cfg), clock=CLOCK)
+    assert {source: dict(passes) for source, passes in counts.items()} == {
+        "pairs": {"vision.embed": 1, "text.embed": 2, "fusion": 1, "decoder": 1}, "texts": {"text.embed": 2, "fusion": 1, "decoder": 1},
+    }

@@ -35,7 +35,7 @@ BUDGET = {
     "visualbert": {"fusion": 1},
     "vilt": {"fusion": 2},   # no encoder; matching and alignment share a pass
     "lxmert": {"vision": 1, "text": 1, "fusion": 1},   # hidden words, hidden regions and mismatches in one
-    "flamingo": {"vision": 1, "decoder": 1},
+    "flamingo": {"vision": 1, "decoder": 2},   # documents of several images, and of one
     "simvlm": {"fusion": 1, "decoder": 1},   # its stem is one embed
 }
 

@@ -66,7 +66,7 @@ def test_closed_gates_leave_gpt2_as_it_is(every: int) -> None:
     theirs = GPT2LMHeadModel(GPT2Config(**size, vocab_size=VOCAB, n_positions=LENGTH, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2))
     shake(theirs)
     made = ours(
-        "model=flamingo", "model.text.words.template='[enc] {caption} [dec]'", "model.text.words.add=[enc,dec]", "model.text.embed.extra=[]", "draws.docs.start=cls",
+        "model=flamingo", "objective=[lm_docs]", "model.text.words.template='[enc] {caption} [dec]'", "model.text.words.add=[enc,dec]", "model.text.embed.extra=[]", "draws.docs.start=cls",
         "draws.docs.images=1", f"model.decoder.w.every={{cross: {every}, ffn: {every}}}",
     )  # fmt: skip
     report = load(made.model, dict(theirs.state_dict()), transformers_gpt2())

@@ -74,3 +74,15 @@ def test_metrics_are_complete(whole: dict[str, Path]) -> None:
     for column in ("train/loss", "train/itc/loss", "train/itm/loss", "train/lm/loss", "train/lr", "train/grad_norm", "train/samples_seen", "data/bad_share"):
         assert all(torch.isfinite(torch.tensor(float(row[column]))) for row in table), column
     assert float(table[-1]["train/samples_seen"]) == STEPS * 16
+
+
+def test_a_run_of_two_sources_continues_with_both(cache: Path, tmp_path: Path) -> None:
+    setup = ("model=simvlm", "trainer.micro_batch=8", "trainer.log_every=1", *LENGTH)   # two micro-batches a step, of 8 pairs and one text
+    assert in_child(tmp_path / "whole", cache, *setup) == 0, (tmp_path / "whole.log").read_text()[-3000:]
+    assert in_child(tmp_path / "run", cache, *setup, die=("on_after_backward", 5)) == -9, (tmp_path / "run.log").read_text()[-3000:]
+    assert in_child(tmp_path / "run", cache, *setup, "resume=auto") == 0, (tmp_path / "run.log").read_text()[-3000:]
+    assert keys(tmp_path / "run") == keys(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert float(rows(tmp_path / "run")[-1]["train/samples_seen"]) == STEPS * 16   # pairs alone are counted
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

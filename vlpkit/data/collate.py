@@ -50,13 +50,13 @@ def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: W
 
 
 def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N) and, of recipes that read two, "second", targets of regions and the answer, pair_id the sample numbers."""
+    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N) and, of recipes that read two, "second", targets of regions and the answer, pair_id the sample numbers. Without pixels and regions there is no image."""
     image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
     answers = [sample.answer for sample in samples if sample.answer is not None]
     if answers:
         targets["answer"] = torch.tensor(answers, dtype=torch.int64)
     return Batch(
-        images={"clean": image},
+        images={} if image.empty else {"clean": image},
         texts=texts_of([sample.caption for sample in samples], [sample.second for sample in samples], words=words),
         targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),

@@ -21,6 +21,7 @@ from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
+from vlpkit.data.stock import PAIRS
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
 from vlpkit.data.workers import load
@@ -208,10 +209,11 @@ class TrainLoader:
         span: called at each start; the numbers to deliver.
         workers: processes; 0: this one.
         ledger: books what was refused; its budget may end the run.
+        source: name under which batches are given.
     """
 
-    def __init__(self, items: TrainItems, *, span: Callable[[], range], workers: int, ledger: Ledger) -> None:
-        self.items, self.span, self.workers, self.ledger = items, span, workers, ledger
+    def __init__(self, items: TrainItems, *, span: Callable[[], range], workers: int, ledger: Ledger, source: str = PAIRS) -> None:
+        self.items, self.span, self.workers, self.ledger, self.source = items, span, workers, ledger, source
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         length, share = len(self.items.order), self.items.share
@@ -223,8 +225,8 @@ class TrainLoader:
             done = share.turn(item.position) * share.world * share.micro
             epoch = done // length
             if (done + share.world * share.micro) // length > epoch:
-                log.info("epoch %d of the data is read; this rank so far: %s", epoch, self.ledger.line())
-            yield {"pairs": item.batch}
+                log.info("epoch %d of the %s is read; this rank so far: %s", epoch, "data" if self.source == PAIRS else self.source, self.ledger.line())
+            yield {self.source: item.batch}
 
 
 def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:

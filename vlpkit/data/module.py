@@ -17,12 +17,13 @@ from vlpkit.data.decode import Refused
 from vlpkit.data.faults import Ledger
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
 from vlpkit.data.index import Index, build_index
-from vlpkit.data.order import Order
+from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.questions import Questions
 from vlpkit.data.reader import Reader
 from vlpkit.data.regions import Detections
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
+from vlpkit.data.stock import PAIRS, Holds, Stock, Together, Wish, read_wishes
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
 from vlpkit.data.workers import load
@@ -39,11 +40,12 @@ _IDENTITY = {
     "seed": "seed",
     "global_batch": "data.batch",
     "words": "the tokenizer (model.text.words)",
+    "sources": "data.sources",
 }
 
 
 class DataModule(pl.LightningDataModule):
-    """Image-caption pairs of one source, called "pairs" in batches.
+    """Image-caption pairs, called "pairs" in batches, and what other sources stand beside them.
 
     Args:
         name: of the data set, for reports.
@@ -66,6 +68,8 @@ class DataModule(pl.LightningDataModule):
         regions: what is read of KEY.regions.npz; None: nothing.
         questions: how questions are mixed with captions; None: captions alone.
         second: whether a second caption of each image comes along, as the text "second"; the first one again where there is no other.
+        sources: further sources by name, each with `holds` (pairs or texts), `share` of each step as a share of `batch` and, where they
+            differ from those of the pairs, `shards` and `limit`; null leaves one out.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class DataModule(pl.LightningDataModule):
         regions: Detections | None = None,
         questions: Questions | None = None,
         second: bool = False,
+        sources: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> None:
         super().__init__()
         _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
@@ -113,6 +118,7 @@ class DataModule(pl.LightningDataModule):
         self.samples_seen = 0  # of the whole world; set by the training module when a step is done
         self.ledger = Ledger(max_bad_share=max_bad_share)
         self.val_ledger = Ledger(max_bad_share=1.0, key="data.val_shards")
+        self.wishes = read_wishes(sources)
         self.share: Share | None = None
         self._total: int | None = None
 
@@ -148,8 +154,25 @@ class DataModule(pl.LightningDataModule):
         """Which sample stands at which position."""
         return Order(self.index.first(self.limit), seed=self.seed, window=self.window)
 
+    @cached_property
+    def stocks(self) -> dict[str, Stock]:
+        """The sources beside the pairs. Raises DataError as `index` does."""
+        return {name: self._stock(wish) for name, wish in self.wishes.items()}
+
+    def _stock(self, wish: Wish) -> Stock:
+        index, key = self.index, f"{wish.key}.shards"
+        if wish.shards is not None:
+            index = build_index(expand(wish.shards, self.root, key=key), cache=self.cache, max_bad_share=self.max_bad_share, key=key)
+        log.info("%s: %d samples in %d shards", key, len(index), len(index.shards))
+        order = Order(index.first(wish.limit), seed=seed_beside(self.seed, wish.name), window=self.window)
+        return Stock(wish, index, order, Ledger(max_bad_share=self.max_bad_share, key=key))
+
+    def holds(self, source: str) -> Holds:
+        """What the samples of a source hold."""
+        return self.wishes[source].holds if source in self.wishes else "pairs"
+
     def __len__(self) -> int:
-        """Training samples of one epoch."""
+        """Training samples of one epoch: of the pairs."""
         return len(self.order)
 
     @property
@@ -167,22 +190,30 @@ class DataModule(pl.LightningDataModule):
             total: optimiser steps of the run, after which the loader ends; None: never.
 
         Raises:
-            ConfigError: the batch does not divide.
+            ConfigError: the batch does not divide, or that of another source.
         """
         self.share, self._total = divide(self.batch, world=world, micro=micro, rank=rank), total
+        for wish in self.wishes.values():
+            wish.divided(self.share)
         return self.share
 
-    def train_dataloader(self) -> TrainLoader:
-        """Micro-batches `{"pairs": Batch}` of this rank from `samples_seen` on."""
+    def train_dataloader(self) -> TrainLoader | Together:
+        """Micro-batches `{"pairs": Batch}` of this rank from `samples_seen` on, each with one of every other source."""
         share = self._share_now()
         if self.words is None:
             raise ConfigError("data has no tokenizer yet: attach one (data.words = ...) before the training loader is made")
-        items = TrainItems(
-            reader=Reader(self.index), order=self.order, share=share, transform=self.train_transform, words=self.words, regions=self.regions,
-            questions=self.questions, second=self.second,
-        )
+        both: dict[str, Any] = {"transform": self.train_transform, "regions": self.regions, "questions": self.questions, "second": self.second}
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
-        return TrainLoader(items, span=lambda: range(share.turn(self.samples_seen), stop), workers=self.workers, ledger=self.ledger)
+        times: dict[str, Any] = {"span": lambda: range(share.turn(self.samples_seen), stop), "workers": self.workers}
+        pairs = TrainLoader(TrainItems(reader=Reader(self.index), order=self.order, share=share, words=self.words, **both), ledger=self.ledger, **times)
+        if not self.stocks:
+            return pairs
+        loaders = {PAIRS: pairs}
+        for name, stock in self.stocks.items():
+            wanted = both if stock.wish.holds == "pairs" else {"transform": None}
+            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), words=self.words, **wanted)
+            loaders[name] = TrainLoader(items, ledger=stock.ledger, source=name, **times)
+        return Together(loaders)
 
     def eval_batches(self, *, batch: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[EvalBatch]:
         """Validation samples in index order; unusable ones are left out and counted.
@@ -228,7 +259,11 @@ class DataModule(pl.LightningDataModule):
     def report(self) -> dict[str, Any]:
         """What was served, read, replaced and refused on this rank, and the damaged shards, as plain types."""
         damaged = dict(self.index.flaws)
-        return {"train": self.ledger.report()._asdict(), "val": self.val_ledger.report()._asdict(), "damaged_shards": damaged}
+        for stock in self.stocks.values():
+            damaged |= dict(stock.index.flaws)
+        beside = {name: stock.ledger.report()._asdict() for name, stock in self.stocks.items()}
+        found = {"train": self.ledger.report()._asdict(), "val": self.val_ledger.report()._asdict(), "damaged_shards": damaged}
+        return found | ({"sources": beside} if beside else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data as plain types: no rank and no worker."""
@@ -239,7 +274,7 @@ class DataModule(pl.LightningDataModule):
         if state_dict["format"] != _FORMAT:
             raise ResumeError(f"the checkpoint's data state has format {state_dict['format']}, this version reads {_FORMAT}")
         now = self._identity()
-        changed = [f"  {what}: {state_dict[word]} in the checkpoint, {now[word]} now" for word, what in _IDENTITY.items() if state_dict[word] != now[word]]
+        changed = [f"  {what}: {state_dict.get(word)} in the checkpoint, {now.get(word)} now" for word, what in _IDENTITY.items() if state_dict.get(word) != now.get(word)]
         if changed:
             lines = "\n".join(changed)
             raise ResumeError(
@@ -251,7 +286,8 @@ class DataModule(pl.LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         words = None if self.words is None else self.words.fingerprint
-        return {
+        beside = {name: [s.index.fingerprint, s.wish.holds, s.wish.batch(self.batch), s.wish.limit] for name, s in self.stocks.items()}
+        return ({"sources": beside} if beside else {}) | {
             "fingerprint": self.index.fingerprint,
             "limit": self.limit,
             "window": self.window,

@@ -32,6 +32,11 @@ def sample_rng(seed: int, epoch: int, position: int, attempt: int = 0) -> np.ran
     return np.random.Generator(np.random.Philox(key=_key("sample", seed, epoch, position, attempt)))
 
 
+def seed_beside(seed: int, source: str) -> int:
+    """The seed of a source that stands beside the pairs: over the same shards it gives another order."""
+    return _key("source", seed, source)
+
+
 class _Epoch(NamedTuple):
     shards: NDArray[np.int64]  # (S,) permuted
     ends: NDArray[np.int64]  # offset within the epoch at which each window ends

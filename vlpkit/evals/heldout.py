@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -44,7 +45,7 @@ class HeldOut(Evaluator):
         for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
             texts, targets = batch.told()
             pairs = Batch({"clean": batch.images}, texts_of(texts, batch.seconds(), words=words_of(data)), targets, batch.index).to(module.device)
-            for name, value in self._values(module, pairs, number).items():
+            for name, value in self._values(module, pairs, number, data).items():
                 sums[name] += value * len(pairs)
             count += len(pairs)
         parts = dist.gather_object((dict(sums), count))
@@ -54,7 +55,7 @@ class HeldOut(Evaluator):
         return {name: sum(part.get(name, 0.0) for part, _ in parts) / total for name in sums} | {"count": float(total)}
 
     @staticmethod
-    def _values(module: Subject, pairs: Batch, number: int) -> dict[str, float]:
+    def _values(module: Subject, pairs: Batch, number: int, data: DataModule) -> dict[str, float]:
         assembly = module.assembly
         teacher = None if assembly.teacher is None else assembly.teacher.model
         asked: dict[str, set[str]] = defaultdict(set)
@@ -63,8 +64,9 @@ class HeldOut(Evaluator):
                 asked[source] |= set(names)
         found: dict[str, float] = {}
         for source in asked:
-            # A source of images or of texts alone is the same pairs, of which its objectives read one side.
-            s = Streams(assembly.model, pairs, draws=assembly.draws, seed=("evaluation", number, source), teacher=teacher)
+            # A source of texts alone is the same pairs without their images.
+            given = replace(pairs, images={}) if data.holds(source) == "texts" else pairs
+            s = Streams(assembly.model, given, draws=assembly.draws, seed=("evaluation", number, source), teacher=teacher)
             for name in sorted(asked[source]):
                 loss = assembly.objectives[name](s)
                 found[f"{name}_loss"] = float(loss.value)
