@@ -134,7 +134,7 @@ def test_what_is_refused_is_booked_with_its_source(tmp_path: Path) -> None:
     [
         ({"pairs": {"holds": "texts"}}, r"data\.sources\.pairs: the pairs are data\.shards themselves"),
         ({"texts": {"hold": "texts"}}, r"data\.sources\.texts: no key 'hold' \(there are: holds, share, shards, limit\)\. Did you mean"),
-        ({"texts": {"holds": "text"}}, r"data\.sources\.texts\.holds is 'text'; it can be pairs, texts\. Did you mean"),
+        ({"texts": {"holds": "text"}}, r"data\.sources\.texts\.holds is 'text'; it can be pairs, texts, images\. Did you mean"),
         ({"texts": {"share": 0}}, r"data\.sources\.texts\.share is 0; it is a share of data\.batch, above 0"),
         ({"texts": {"limit": 0}}, r"data\.sources\.texts\.limit is 0; it must be at least 1"),
     ],
@@ -163,3 +163,17 @@ def test_the_words_of_both_sources_are_those_of_one_tokenizer(folder: Path) -> N
     (step,) = steps(folder, 1, sources={"texts": {"holds": "texts", "shards": "only-*.tar"}})
     spoken = words().decode(step["texts"].texts["clean"].ids)
     assert spoken == [f"a picture of number {int(key)}" for key in step["texts"].keys]
+
+
+def test_a_source_of_images_needs_no_caption_and_brings_none(tmp_path: Path) -> None:
+    write_shards(tmp_path, [13, 17], captions=3)
+    write_shards(tmp_path, [10, 20], prefix="only", odd={number: pair(number, text=None) for number in range(30)})
+    asked = {"images": {"holds": "images", "share": 0.5, "shards": "only-*.tar"}}
+    for step in steps(tmp_path, 12, sources=asked):
+        assert step["images"].texts == {}
+        pixels = step["images"].images["clean"].pixels
+        assert pixels is not None
+        assert pixels.shape[0] == len(step["images"]) == 4
+    made = module(tmp_path, val_shards=None, sources=asked)
+    list(islice(made.train_dataloader(), 12))
+    assert made.stocks["images"].ledger.report().replaced == {}

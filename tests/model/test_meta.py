@@ -19,7 +19,7 @@ RECOMBINED = [
     ("model=clip", "vision=resnet50"), ("model=clip", "vision=swin"), ("model=clip", "vision=efficientnet"), ("model=blip", "vision=resnet50"),
     ("model=albef", "fusion=co"), ("model=albef", "fusion=merged"), ("model=albef", "objective=[itc_momentum,mlm]"),
     ("model=blip", "objective=[itc_momentum,lm]"), ("model=albef", "objective=[itc_momentum,itm,mlm]"), ("model=clip", "text=roberta"),
-    ("model=clip", "text=electra"), ("model=clip", "text=deberta"), ("model=albef", "text=roberta"),
+    ("model=clip", "text=electra"), ("model=clip", "text=deberta"), ("model=albef", "text=roberta"), ("model=beit3", "vision=shared"),
 ]  # fmt: skip
 
 

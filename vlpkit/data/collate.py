@@ -19,7 +19,7 @@ class Sample(NamedTuple):
     """One usable pair."""
 
     pixels: Tensor | None  # (3, S, S) uint8, where the recipe reads pixels
-    caption: str
+    caption: str | None  # of a source that holds texts
     number: int  # global sample number
     key: str
     found: Found | None = None  # where it reads regions
@@ -49,15 +49,19 @@ def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: W
     return {**texts, "second": words.encode(others)} if others else texts
 
 
-def collate(samples: Sequence[Sample], *, words: Words) -> Batch:
-    """B pairs as named inputs: images "clean" with pixels, regions or both, texts "clean" (B, N) and, of recipes that read two, "second", targets of regions and the answer, pair_id the sample numbers. Without pixels and regions there is no image."""
+def collate(samples: Sequence[Sample], *, words: Words | None) -> Batch:
+    """B samples as named inputs.
+
+    Images "clean" with pixels, regions or both; texts "clean" (B, N) and, of recipes that read two, "second"; targets of regions and the
+    answer; pair_id the sample numbers. Without pixels and regions there is no image, without `words` no text.
+    """
     image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
     answers = [sample.answer for sample in samples if sample.answer is not None]
     if answers:
         targets["answer"] = torch.tensor(answers, dtype=torch.int64)
     return Batch(
         images={} if image.empty else {"clean": image},
-        texts=texts_of([sample.caption for sample in samples], [sample.second for sample in samples], words=words),
+        texts={} if words is None else texts_of([str(sample.caption) for sample in samples], [sample.second for sample in samples], words=words),
         targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),

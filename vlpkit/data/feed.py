@@ -112,18 +112,23 @@ class Look:
         transform: of the pixels; None: no pixels are read.
         regions: which regions count; None: none are read.
         questions: how they are mixed with captions; None: captions alone.
+        texts: whether captions are read, and a sample without one refused.
     """
 
-    def __init__(self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None) -> None:
+    def __init__(
+        self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None, texts: bool = True,
+    ) -> None:
         self.reader, self.transform, self.regions, self.questions = reader, transform, regions, questions
-        self._only = (*(IMAGES if transform is not None else ()), *TEXTS, *((MEMBER,) if regions is not None else ()))
+        # regions are read beside the record, which may hold the size of their image
+        self.texts = texts or regions is not None
+        self._only = (*(IMAGES if transform is not None else ()), *(TEXTS if self.texts else ()), *((MEMBER,) if regions is not None else ()))
 
     def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
         """One sample; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
-        captions, record = read_caption(members.get("txt"), members.get("json"))
-        told = self._told(captions, record, rng) if choose else None
+        captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
+        told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
         return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record, told)
 
@@ -132,14 +137,14 @@ class Look:
 
 
 class TrainItems(Dataset[Item]):
-    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number."""
+    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number; without `words`, images alone."""
 
     def __init__(
-        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words, regions: Detections | None = None,
+        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words | None, regions: Detections | None = None,
         questions: Questions | None = None, second: bool = False,
     ) -> None:
         self.reader, self.order, self.share, self.second = reader, order, share, second
-        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions), words
+        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None), words
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
@@ -166,7 +171,8 @@ class TrainItems(Dataset[Item]):
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
         seen = self.look(number, rng, choose=True)
-        assert seen.told is not None
+        if seen.told is None or self.words is None:
+            return Sample(seen.pixels, None, number, self.reader.index.key(number), seen.found)
         text, answer = seen.told
         other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
         return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)

@@ -68,7 +68,7 @@ class DataModule(pl.LightningDataModule):
         regions: what is read of KEY.regions.npz; None: nothing.
         questions: how questions are mixed with captions; None: captions alone.
         second: whether a second caption of each image comes along, as the text "second"; the first one again where there is no other.
-        sources: further sources by name, each with `holds` (pairs or texts), `share` of each step as a share of `batch` and, where they
+        sources: further sources by name, each with `holds` (pairs, texts or images), `share` of each step as a share of `batch` and, where they
             differ from those of the pairs, `shards` and `limit`; null leaves one out.
     """
 
@@ -210,8 +210,11 @@ class DataModule(pl.LightningDataModule):
             return pairs
         loaders = {PAIRS: pairs}
         for name, stock in self.stocks.items():
-            wanted = both if stock.wish.holds == "pairs" else {"transform": None}
-            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), words=self.words, **wanted)
+            wanted = {
+                "pairs": {**both, "words": self.words}, "texts": {"transform": None, "words": self.words},
+                "images": {"transform": self.train_transform, "regions": self.regions, "words": None},
+            }[stock.wish.holds]  # fmt: skip
+            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), **wanted)
             loaders[name] = TrainLoader(items, ledger=stock.ledger, source=name, **times)
         return Together(loaders)
 

@@ -14,7 +14,7 @@ from vlpkit.data.share import Share, divide
 from vlpkit.errors import ConfigError, did_you_mean
 from vlpkit.types import Batch
 
-Holds = Literal["pairs", "texts"]
+Holds = Literal["pairs", "texts", "images"]
 PAIRS = "pairs"  # the source that every data set has; the others stand beside it
 _KEYS = ("holds", "share", "shards", "limit")
 
@@ -25,7 +25,7 @@ class Wish:
 
     Args:
         name: of the source; objectives name it, and batches carry it.
-        holds: what is read of a sample: both sides, or its captions alone.
+        holds: what is read of a sample: both sides, its captions alone, or its image alone, which then needs no caption.
         share: samples of it in each step, as a share of data.batch.
         shards: as data.shards; None: the shards of the pairs, in an order of their own.
         limit: the first so many samples only; None: all.

@@ -64,8 +64,9 @@ class HeldOut(Evaluator):
                 asked[source] |= set(names)
         found: dict[str, float] = {}
         for source in asked:
-            # A source of texts alone is the same pairs without their images.
-            given = replace(pairs, images={}) if data.holds(source) == "texts" else pairs
+            # A source of one side alone is the same pairs without the other.
+            held = data.holds(source)
+            given = replace(pairs, images={}) if held == "texts" else replace(pairs, texts={}) if held == "images" else pairs
             s = Streams(assembly.model, given, draws=assembly.draws, seed=("evaluation", number, source), teacher=teacher)
             for name in sorted(asked[source]):
                 loss = assembly.objectives[name](s)
