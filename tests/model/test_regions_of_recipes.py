@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.builders import RECIPES, composed, tiny_batch, tiny_model, tiny_strea
 from tests.golden.recorded import recording
 from tests.parity.test_visualbert import WithRegions
 from vlpkit.data.regions import Detections
+from vlpkit.evals.command import _data
 from vlpkit.layouts import recognise
 from vlpkit.types import Batch
 
@@ -54,3 +57,14 @@ def test_the_data_deliver_the_targets_that_its_objectives_read(recipe: str) -> N
 def test_files_of_the_originals_are_recognised() -> None:
     assert recognise(list(recording("uniter_a").group("param/")), place="x").name == "uniter"
     assert recognise(list(WithRegions().theirs.state_dict()), place="x").name == "transformers_visualbert"
+
+
+def test_an_evaluation_on_other_data_reads_regions_as_the_run_did(tmp_path: Path) -> None:
+    cfg = composed("model=uniter", "size=tiny")
+    other = {**composed("model=clip")["data"], "cache": str(tmp_path), "world": {"train": 4, "val": 3, "image_size": 32}}
+    data = _data(SimpleNamespace(data=other, changes={}), SimpleNamespace(config=cfg, words=None))  # type: ignore[arg-type]
+    batch, = data.eval_batches(batch=3)
+    assert batch.images.pixels is None
+    assert batch.images.regions is not None
+    assert batch.images.regions.shape[-1] == cfg["size"]["feature"]
+    assert set(batch.targets) == {"region_class", "region_soft"}
