@@ -26,7 +26,7 @@ from vlpkit.generate import greedy
 from vlpkit.objectives.itm import Match
 from vlpkit.objectives.lm import NextWord
 from vlpkit.streams import Streams
-from vlpkit.types import Batch, ImageInput, Pairing
+from vlpkit.types import Batch, ImageInput, Pairing, TextInput
 
 torch.set_num_threads(1)
 
@@ -369,3 +369,33 @@ def test_a_source_of_texts_is_held_out_without_images(where: Path, holds: str) -
         with torch.no_grad():
             assert found[f"{name}_loss"] == pytest.approx(float(model.assembly.objectives[name](s).value))
     assert s.counts["vision.embed"] == (holds == "pairs")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_prompt_stands_in_the_encoder_and_the_caption_goes_on_from_there(where: Path, cached: bool) -> None:
+    """Each word is the best of a whole pass over a text cut behind the prompt, as in training."""
+    model, data = loaded("simvlm", where)
+    task, plain = (Captions(batch=4, limit=4, length=5, prompt=prompt, cached=cached) for prompt in ("a red circle", None))
+    task(model, data)
+    plain(model, data)
+    assert task.facts["prompt"] == "a red circle"
+    assert [record["caption"] for record in task.predictions] != [record["caption"] for record in plain.predictions]
+    words, net = data.words, model.assembly.model.eval()
+    assert words is not None
+    (batch,) = data.eval_batches(batch=4, limit=4)
+    ids = words.encode(["a red circle"]).ids[:, 1:-1].expand(4, -1)   # without what opens and closes a caption
+    places = torch.arange(1, 1 + ids.shape[1]).expand_as(ids)
+    memory = net.memory(batch.images, given=TextInput(ids, torch.ones_like(ids, dtype=torch.bool), at=places))
+    said = torch.full((4, 1), words.special["cls"])
+    for _ in range(5):
+        at = torch.arange(said.shape[1]).expand_as(said) + ids.shape[1]
+        logits = net.next_words(memory, TextInput(said, torch.ones_like(said, dtype=torch.bool), order=at, at=at))
+        said = torch.cat([said, logits[:, -1:].argmax(-1)], 1)
+    assert [record["caption"] for record in task.predictions] == words.decode(said)
+
+
+def test_a_prompt_that_nobody_reads_is_refused() -> None:
+    assembly, _ = tiny_model("model=blip")
+    assert Captions(prompt="a picture of").lacks(assembly) == "a prompt is read by an encoder of image and words, but 'decoder' reads vision.encode (prompt=null)"
+    assert Captions(prompt="a picture of").lacks(tiny_model("model=simvlm")[0]) is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
+
+import torch
 
 from vlpkit import dist
 from vlpkit.assemble import Assembly
@@ -13,8 +16,11 @@ from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
 from vlpkit.evals.gallery import batches
 from vlpkit.evals.textmetrics import TOKENIZER, caption_scores
+from vlpkit.fusion import Fusion
 from vlpkit.generate import greedy
+from vlpkit.model import parse_reads
 from vlpkit.objectives.lm import NextWord
+from vlpkit.types import TextInput
 
 
 @runtime_checkable
@@ -54,17 +60,19 @@ class Captions(Evaluator):
         length: most words of a caption in tokens; the tokenizer's own length bounds it.
         objective: name of the captioning objective, whose decoder, head and opening word are used.
         cached: keep keys and values between words; the captions are the same without.
+        prompt: words that the encoder behind the decoder is given first, such as "a picture of" (SimVLM); captions go on from there.
     """
 
     protocol = f"caption-greedy-{TOKENIZER}@1"
 
     def __init__(
-        self, *, name: str = "caption", batch: int = 128, limit: int | None = None, length: int = 40, objective: str = "lm", cached: bool = True
+        self, *, name: str = "caption", batch: int = 128, limit: int | None = None, length: int = 40, objective: str = "lm", cached: bool = True,
+        prompt: str | None = None,
     ) -> None:
         super().__init__(name=name)
         if batch < 1 or length < 1 or (limit is not None and limit < 1):
             raise ValueError(f"batch={batch}, length={length} and limit={limit} must each be at least 1 (limit may be null)")
-        self.batch, self.limit, self.length, self.objective, self.cached = batch, limit, length, objective, cached
+        self.batch, self.limit, self.length, self.objective, self.cached, self.prompt = batch, limit, length, objective, cached, prompt
 
     def lacks(self, assembly: Assembly) -> str | None:
         """A captioning objective, its decoder and the word that opens its texts."""
@@ -76,6 +84,9 @@ class Captions(Evaluator):
             )
         if opening(assembly, found) is None:
             return f"captions need a word that opens every text, but {found.text!r} begins with none (a draw like Opening or a template like '[cls] {{caption}} [sep]' gives one)"
+        behind = [read.part for read in parse_reads(model.part(found.by).reads["v"]) if isinstance(model.part(read.part), Fusion)]
+        if self.prompt is not None and not behind:
+            return f"a prompt is read by an encoder of image and words, but {found.by!r} reads {model.part(found.by).reads['v']} (prompt=null)"
         return None
 
     def measure(self, module: Subject, data: DataModule) -> Mapping[str, float]:
@@ -86,9 +97,17 @@ class Captions(Evaluator):
             raise DataError("data.val_shards: there is no usable sample to evaluate on")
         self.predictions = said
         captions, references = [record["caption"] for record in said], [record["references"] for record in said]
-        self.facts = {"images": len(said), "references": sum(map(len, references)), "distinct": len(set(captions)), "length": self.length}
+        self.facts = {"images": len(said), "references": sum(map(len, references)), "distinct": len(set(captions)), "length": self.length} | ({} if self.prompt is None else {"prompt": self.prompt})
         exact = 100.0 * sum(record["exact"] for record in said) / len(said)
         return {"exact_match": exact, **caption_scores(captions, references), "count": float(len(said))}
+
+    def _prompt(self, words: Words, rows: int) -> TextInput | None:
+        """The words of the prompt at the places that they have in a caption, without what opens and closes one, R times."""
+        if self.prompt is None:
+            return None
+        text = words.encode([self.prompt] * rows)
+        special = torch.isin(text.ids, torch.tensor(words.special_ids))
+        return replace(text, mask=text.mask & ~special)
 
     def _captioned(self, module: Subject, data: DataModule, batch: Any) -> list[dict[str, Any]]:
         assembly, words = module.assembly, words_of(data)
@@ -96,9 +115,12 @@ class Captions(Evaluator):
         assert isinstance(objective, NextWord)
         start = opening(assembly, objective)
         assert start is not None  # `lacks` has refused everything else
+        prompt = self._prompt(words, len(batch.captions))
+        first = 0 if prompt is None else int(prompt.mask[0].sum())
         found = greedy(
             assembly.model, batch.images.to(module.device), start=start, stop=words.stop, pad=words.pad,
-            length=min(self.length, words.length - 1), by=objective.by, head=objective.name, cached=self.cached,
+            length=min(self.length, words.length - 1 - first), by=objective.by, head=objective.name, cached=self.cached,
+            given=None if prompt is None else prompt.to(module.device), first=first,
         )  # fmt: skip
         captions = words.decode(found.ids.cpu())
         rows = zip(batch.index.tolist(), batch.keys, captions, batch.captions, strict=True)
