@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 
 from vlpkit.errors import WeightsError, did_you_mean
 from vlpkit.tables.albef import albef
+from vlpkit.tables.beit3 import beit3
 from vlpkit.tables.bert import bert, bert_merged
 from vlpkit.tables.blip import blip, transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
 from vlpkit.tables.lxmert import lxmert
+from vlpkit.tables.meter import meter
 from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.tables.timm import vit
 from vlpkit.tables.uniter import uniter
 from vlpkit.tables.vilt import transformers_vilt, vilt
 from vlpkit.tables.visualbert import transformers_visualbert
+from vlpkit.tables.vlmo import vlmo
 from vlpkit.weights import DROPPED, FRESH, Row, match
 
 _SHOWN = 6
@@ -74,6 +77,18 @@ def _depth(ours: Collection[str], part: str) -> int:
 
 def _albef(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
     return albef(lower=_depth(ours, "text"))
+
+
+def _beit3(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
+    """Released files hold the trunk, and with it the head of words, that of contrast, or neither; a recipe asks for some of them."""
+    parts = {name.partition(".")[0] for name in ours}
+    rows = [row for row in beit3(head="mlm_head.weight" in theirs) if row.source == FRESH or any(match(row.source, key) for key in theirs)]
+    rows = [row if row.target == DROPPED or row.target.partition(".")[0] in parts else Row(row.source, DROPPED) for row in rows]
+    rows = [row for row in rows if row.source != FRESH or row.target.partition(".")[0] in parts]
+    heads = dict.fromkeys(".".join(name.split(".")[:2]) for name in ours if name.startswith("heads."))
+    more = [f"{name}.**" for name in heads if name != "heads.mlm"] if "mlm_head.weight" in theirs else []
+    more += ["align.**"] if "align" in parts and "vision_head.weight" not in theirs else []
+    return [*rows, *(Row(FRESH, name) for name in more)]
 
 
 def _coca(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
@@ -175,6 +190,17 @@ LAYOUTS = (
     Layout(
         "transformers_vilt", "transformers' ViltForMaskedLM, for model=vilt", ("vilt.embeddings.text_embeddings.word_embeddings.weight", "mlm_score.decoder.weight"),
         lambda ours, theirs: transformers_vilt(),
+    ),
+    Layout(
+        "meter", "METER's checkpoints with CLIP and RoBERTa, for model=meter", ("vit_model.visual.class_embedding", "cross_modal_image_layers.*.**", "itm_score.fc.weight"),
+        lambda ours, theirs: meter(),
+    ),
+    Layout(
+        "vlmo", "VLMo's pre-training checkpoints, for model=vlmo", ("transformer.blocks.*.mlp_imag.**", "text_embeddings.word_embeddings.weight", "itc_vl_image_proj.fc.weight"),
+        lambda ours, theirs: vlmo(),
+    ),
+    Layout(
+        "beit3", "BEiT-3's released weights, for model=beit3", ("beit3.encoder.layers.*.self_attn.q_proj.A.weight", "beit3.text_embed.weight"), _beit3,
     ),
     Layout(
         "timm_vit", "a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit", ("cls_token", "pos_embed", "blocks.*.attn.qkv.weight"),
