@@ -121,6 +121,12 @@ def _old_norms(rows: Iterable[Row]) -> list[Row]:
     return [Row(f"{row.source[:-1]}{old}", f"{row.target[:-1]}{new}" if row.target != DROPPED else DROPPED) for row in norms for old, new in words]
 
 
+def _vit(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
+    joint = "fusion.joint.trunk"   # where the image side has no blocks of its own and the shared ones have their norms before, they are a ViT's
+    shared = _depth(ours, "vision") == 0 and "vision.embed.cls" in ours and f"{joint}.norm.weight" in ours
+    return vit(trunk=joint if shared else "")
+
+
 def _own(ours: Collection[str], theirs: Collection[str]) -> list[Row]:
     parts = dict.fromkeys(name.partition(".")[0] for name in ours)
     return [Row(f"{part}.**", f"{part}.**") for part in parts]
@@ -204,7 +210,7 @@ LAYOUTS = (
     ),
     Layout(
         "timm_vit", "a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit", ("cls_token", "pos_embed", "blocks.*.attn.qkv.weight"),
-        lambda ours, theirs: vit(),
+        _vit, brings={"vision": ("fusion",)},
     ),
     Layout(
         "bert", "transformers' BertModel, for the text part of any recipe with text=bert, and for one stack over words and regions", ("embeddings.word_embeddings.weight", "encoder.layer.*.attention.self.query.weight"), _bert,

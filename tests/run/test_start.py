@@ -135,7 +135,7 @@ MODELS: dict[str, Callable[[], object]] = {
     "transformers_blip_captioning": lambda: BlipForConditionalGeneration(blip_config()).state_dict(), "timm_vit": lambda: timm_vit().state_dict(),
     "bert": lambda: BertModel(BertConfig(**BERT)).state_dict(), "bert_words": lambda: BertForMaskedLM(BertConfig(**BERT)).state_dict(),
     "open_clip_coca": lambda: their_coca().state_dict(), "open_clip_siglip": lambda: their_open_siglip().state_dict(),
-    "transformers_siglip": lambda: their_siglip().state_dict(),
+    "transformers_siglip": lambda: their_siglip().state_dict(), "vilt": lambda: recording("vilt_a").group("param/"),
 }  # fmt: skip
 
 
@@ -225,6 +225,25 @@ def parts(tmp_path: Path, model: nn.Module) -> tuple[list[Taken], VisionTransfor
     vit, bert = timm_vit(), BertForMaskedLM(BertConfig(**{**BERT, "num_hidden_layers": 4}))
     files = {"vision": str(written(tmp_path / "vit.safetensors", vit)), "text": str(written(tmp_path / "bert.safetensors", bert))}
     return start(model, files, words=WORDS), vit, bert  # type: ignore[arg-type]
+
+
+def test_one_vit_that_reads_patches_and_words_starts_from_a_vit_of_images(tmp_path: Path) -> None:
+    """ViLT's start: blocks, patches and places are the file's; words, types and heads keep their random start."""
+    made, vit = ours("model=vilt", "size.depth=2"), timm_vit()
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    (taken,) = start(made.model, {"vision": str(written(tmp_path / "vit.safetensors", vit))}, words=WORDS)
+    trunk, embed = made.model.part("fusion").joint.trunk, made.model.part("vision").embed
+    for i, block in enumerate(vit.blocks):
+        assert torch.equal(trunk.blocks[i].self.body.qkv.weight, block.attn.qkv.weight)
+        assert torch.equal(trunk.blocks[i].ffn.body.fc2.bias, block.mlp.fc2.bias)
+    assert torch.equal(trunk.norm.weight, vit.norm.weight)
+    assert torch.equal(embed.position, vit.pos_embed)
+    assert torch.equal(embed.proj.weight, vit.patch_embed.proj.weight)
+    fresh = {name for name in before if name.startswith(("text.", "heads.")) or name == "vision.embed.side"}
+    assert set(taken.report.fresh) == fresh
+    after = dict(made.model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in fresh)
+    assert set(taken.report.dropped) == {"head.weight", "head.bias"}
 
 
 def test_parts_start_from_files_of_their_own(tmp_path: Path) -> None:

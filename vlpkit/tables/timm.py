@@ -23,7 +23,10 @@ def vit_rows(source: str, part: str, *, trunk: str = "") -> list[str]:
     ]
 
 
-def vit(part: str = "vision") -> list[Row]:
-    """A timm VisionTransformer (DeiT's file too); its classifier is dropped, everything outside `part` stays fresh."""
+def vit(part: str = "vision", *, trunk: str = "") -> list[Row]:
+    """A timm VisionTransformer (DeiT's file too); its classifier is dropped, everything outside `part` stays fresh.
+
+    With `trunk` the blocks go there, as ViLT starts: one ViT that is to read patches and words; the vector of its side is then fresh, too.
+    """
     others = [name for name in ("vision", "text", "fusion", "decoder", "align", "heads") if name != part]
-    return parse([*vit_rows("", part), "head.** -> (dropped)", *(f"(fresh) -> {name}.**" for name in others)])
+    return parse([*vit_rows("", part, trunk=trunk), "head.** -> (dropped)", *(f"(fresh) -> {name}.**" for name in others), *([f"(fresh) -> {part}.embed.side"] if trunk else [])])
