@@ -1,10 +1,10 @@
-"""The optimiser plan: groups by address, decay rules, warm-up and schedule. One optimiser holds all groups."""
+"""The optimiser plan: groups by address, each of a kind of its own, decay rules, warm-up and schedule. One optimiser holds all groups."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,11 +17,47 @@ from vlpkit.maths.schedule import learning_rate
 from vlpkit.types import Steps
 
 log = logging.getLogger(__name__)
-_GROUP_KEYS = ("match", "lr_scale", "decay")
+Kind = Literal["adamw", "sgd"]
+_GROUP_KEYS = ("match", "kind", "lr", "lr_scale", "decay")
+
+
+class Mixed(Optimizer):
+    """Several optimisers as one: their groups and their state side by side, one step for all (Huang et al. 2020: SGD for the CNN, AdamW for the rest).
+
+    Args:
+        parts: optimisers over different parameters.
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The parts work on the groups and the state of the whole, so that schedules and checkpoints see one optimiser."""
+        start = 0
+        for part in self.parts:
+            stop = start + len(part.param_groups)
+            part.param_groups, part.state, start = self.param_groups[start:stop], self.state, stop
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every part, behind the closure where there is one; returns what that returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Groups and state of a checkpoint, for all parts."""
+        super().load_state_dict(state_dict)
+        self._share()
 
 
 class Optim:
-    """AdamW (Loshchilov and Hutter 2019) over groups of parameters, with a rate that is a pure function of the step.
+    """AdamW (Loshchilov and Hutter 2019) or SGD over groups of parameters, with a rate that is a pure function of the step.
 
     Args:
         total: steps of the run.
@@ -37,11 +73,12 @@ class Optim:
         end: lowest rate.
         period: steps between two drops of `step`.
         factor: of a drop.
-        groups: first match wins; `match` is an address or one of the words bias, norm; `lr_scale` and `decay` replace.
+        groups: first match wins; `match` is an address or one of the words bias, norm; `kind`, `lr` (a peak) or `lr_scale` (of the peak), and
+            `decay` replace.
     """
 
     def __init__(
-        self, *, total: int, kind: Literal["adamw", "sgd"] = "adamw", lr: float, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
+        self, *, total: int, kind: Kind = "adamw", lr: float, betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
         decay: float = 0.01, decay_on: Literal["matrices", "all", "not_vectors"] = "matrices", warmup: Steps = Steps(0),  # noqa: B008
         warmup_from: float = 0.0, schedule: Literal["cosine", "linear", "constant", "step"] = "cosine", end: float = 0.0,
         period: Steps = Steps(0), factor: float = 1.0, groups: Sequence[Mapping[str, Any]] = (),  # noqa: B008
@@ -52,6 +89,10 @@ class Optim:
             for key in group:
                 if key not in _GROUP_KEYS:
                     raise ConfigError(f"optim.groups[{i}]: no key {key!r} (there are: {', '.join(_GROUP_KEYS)}). {did_you_mean(key, _GROUP_KEYS)}".rstrip())
+            if group.get("kind", kind) not in get_args(Kind):
+                raise ConfigError(f"optim.groups[{i}].kind: found {group['kind']!r} (accepted: {', '.join(get_args(Kind))})")
+            if "lr" in group and "lr_scale" in group:
+                raise ConfigError(f"optim.groups[{i}]: lr and lr_scale both set the rate; give one of them")
             if "match" not in group:
                 raise ConfigError(f"optim.groups[{i}]: a group needs `match`, an address such as vision.trunk or one of the words bias, norm")
         if warmup > total:
@@ -76,24 +117,31 @@ class Optim:
         """
         norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
         used = [False] * len(self.groups)
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        groups: dict[tuple[str, float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             decays = {"matrices": parameter.ndim >= 2, "all": True, "not_vectors": parameter.ndim != 1}[self.decay_on]
-            scale, decay = 1.0, self.decay if decays else 0.0
+            kind, scale, decay = str(self.kind), 1.0, self.decay if decays else 0.0
             for i, group in enumerate(self.groups):
                 if self._in(group["match"], name, norms):
                     used[i] = True
-                    scale, decay = float(group.get("lr_scale", 1.0)), float(group.get("decay", decay))
+                    kind, scale, decay = group.get("kind", kind), self._scale(group), float(group.get("decay", decay))
                     break
-            made = groups.setdefault((scale, decay), {"params": [], "names": [], "lr": self.lr * scale, "weight_decay": decay, "scale": scale})
+            blank = {"params": [], "names": [], "lr": self.lr * scale, "weight_decay": decay, "scale": scale, "kind": kind}
+            made = groups.setdefault((kind, scale, decay), blank)
             made["params"].append(parameter)
             made["names"].append(name)
         for i, group in enumerate(self.groups):
             if not used[i]:
                 raise ConfigError(f"optim.groups[{i}].match: {group['match']!r} matches no trainable parameter that an earlier group left")
         return list(groups.values())
+
+    def _scale(self, group: Mapping[str, Any]) -> float:
+        """Share of the peak rate; a run at a rate of 0 trains nothing, whatever its groups say."""
+        if "lr" not in group:
+            return float(group.get("lr_scale", 1.0))
+        return float(group["lr"]) / self.lr if self.lr else 0.0
 
     @staticmethod
     def _in(match: str, name: str, norms: set[str]) -> bool:
@@ -103,10 +151,14 @@ class Optim:
 
     def build(self, model: nn.Module) -> tuple[Optimizer, LambdaLR]:
         """The optimiser and its schedule, stepped once an optimiser step."""
-        groups = [{k: v for k, v in group.items() if k != "names"} for group in self.split(model)]
-        optimizer: Optimizer
-        if self.kind == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0])
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        split: dict[str, list[dict[str, Any]]] = {}
+        for group in self.split(model):
+            split.setdefault(group["kind"], []).append({key: value for key, value in group.items() if key not in ("names", "kind")})
+        parts = [self._optimizer(kind, groups) for kind, groups in split.items()]
+        optimizer = parts[0] if len(parts) == 1 else Mixed(parts)
         return optimizer, LambdaLR(optimizer, lambda step: self.rate(step) / self.lr if self.lr else 0.0)
+
+    def _optimizer(self, kind: str, groups: list[dict[str, Any]]) -> Optimizer:
+        if kind == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0])
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -86,3 +86,13 @@ def test_a_run_of_two_sources_continues_with_both(cache: Path, tmp_path: Path) -
     assert float(rows(tmp_path / "run")[-1]["train/samples_seen"]) == STEPS * 16   # pairs alone are counted
     ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_of_two_kinds_of_optimiser_continues_with_both(cache: Path, tmp_path: Path) -> None:
+    setup = ("model=clip", "optim.groups=[{match: vision, kind: sgd, lr: 0.1, decay: 5.0e-4}]", *LENGTH)
+    assert in_child(tmp_path / "whole", cache, *setup) == 0, (tmp_path / "whole.log").read_text()[-3000:]
+    assert in_child(tmp_path / "run", cache, *setup, die=("on_after_backward", 5)) == -9, (tmp_path / "run.log").read_text()[-3000:]
+    assert in_child(tmp_path / "run", cache, *setup, "resume=auto") == 0, (tmp_path / "run.log").read_text()[-3000:]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
