@@ -16,8 +16,8 @@ from vlpkit.check import settle
 from vlpkit.data.shardlist import expand
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
+from vlpkit.names import undrawn, unread
 from vlpkit.runfolder import Run, open_run
-from vlpkit.unread import unread
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
         ConfigError, DataError: with every mistake that can be told so far.
     """
     settings, dropped = settle(cfg, conf=conf)
-    if idle := unread(settings):
-        raise ConfigError(several(idle))
+    if wrong := [*unread(settings), *undrawn(settings)]:
+        raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
     if settings["resume"] is None:

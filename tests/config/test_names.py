@@ -1,16 +1,17 @@
-"""A part that nobody names is refused before torch is imported; what might be read unseen is left to the dry step."""
+"""Names without their parts or draws are refused before torch is imported; what might be read unseen is left to the dry step."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.unread import unread
+from vlpkit.names import undrawn, unread
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_part_of_a_recipe_is_named(recipe: str) -> None:
+def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(recipe: str) -> None:
     assert unread(composed(f"model={recipe}")) == []
+    assert undrawn(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -31,3 +32,12 @@ def test_a_part_that_nobody_names_is_refused(overrides: tuple[str, ...], part: s
 def test_a_part_that_may_be_read_is_not(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlpkit.check._trusted", {"vlpkit", "examples"})
     assert unread(composed(*overrides)) == []
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (("model=blip", "objectives.itm.text=mtch.text"), "objectives.itm.text reads 'mtch.text', but no draw is called 'mtch' (there are: hard, caption, match). Did you mean 'match'?"),
+    (("model=albef", "draws.mask=null"), "objectives.mlm.text reads 'mask.text', but no draw is called 'mask' (there are: hard)."),
+    (("model=vlmo", "+draws.hard.image=hole.image"), "draws.hard.image reads 'hole.image', but no draw is called 'hole' (there are: hard, mask)."),
+])  # fmt: skip
+def test_a_draw_that_nobody_makes_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    assert message in [line.strip() for line in undrawn(composed(*overrides))]

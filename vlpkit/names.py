@@ -1,4 +1,5 @@
-"""Parts that nobody names: no objective, no draw, no other part, no tie. The dry step would find their parameters dead two seconds later."""
+"""What can be told of names without torch: parts that nobody names, and draws that somebody names but nobody makes.
+The dry step would find both, seconds later."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlpkit.check import LISTS, signature_of
+from vlpkit.errors import did_you_mean
 
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
 
@@ -25,6 +27,23 @@ def unread(cfg: Mapping[str, Any]) -> list[str]:
                 f"model.{part}: no objective reads it ({', '.join(objectives) or 'there is none'}), so nothing would train it.\n"
                 f"  Add an objective that does (objective=[...]), drop the part ({part}=null), or freeze it (+model.freeze=[{part}])."
             )
+    return lines
+
+
+def undrawn(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each `DRAW.KEY` that an objective or a draw of ours reads, where no draw has that name."""
+    draws, lines = cfg["draws"], []
+    for place, nodes in (("objectives", cfg["objectives"]), ("draws", draws)):
+        for name, node in nodes.items():
+            if not str(node["_target_"]).startswith("vlpkit."):
+                continue
+            parameters = signature_of(node["_target_"], place=f"{place}.{name}").parameters
+            given = {key: p.word for key, p in parameters.items() if p.word is not None} | {k: v for k, v in node.items() if k != "_target_"}
+            for key, value in given.items():
+                draw = value.partition(".")[0] if isinstance(value, str) and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", value) else None
+                if draw is not None and draw not in draws and draw not in cfg["model"]:
+                    there = f"(there are: {', '.join(draws) or 'none'}). {did_you_mean(draw, draws)}".rstrip()
+                    lines.append(f"{place}.{name}.{key} reads {value!r}, but no draw is called {draw!r} {there}")
     return lines
 
 
