@@ -115,7 +115,8 @@ def main() -> int:
         after = trained(ROOT / asked.runs / model, model, f"total={asked.steps}_steps", *common)
         lines.append(row(model, before, after))
         bad += [f"{model}: {what}" for what in wrong(after)]
-    command = f"python scripts/zoo.py --steps {asked.steps} --batch {asked.batch} --seed {asked.seed}"
+    some = "" if asked.models == ",".join(recipes) else f" --models {asked.models}"
+    command = f"python scripts/zoo.py --steps {asked.steps} --batch {asked.batch} --seed {asked.seed}{some}"
     page = [
         "# Every recipe on the embedded world", "",
         f"`{command}` trains each recipe at `size=tiny` for {asked.steps} steps of {asked.batch} pairs (seed {asked.seed}) and measures it on 500 unseen scenes before and after. Losses are means over the",
