@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from vlpkit import address
 from vlpkit.build import build
-from vlpkit.data.stock import PAIRS
 from vlpkit.data.tokenize import Words
+from vlpkit.data.wishes import PAIRS
 from vlpkit.durations import Clock
 from vlpkit.encoders.encoder import Encoder
 from vlpkit.errors import AssemblyError

@@ -1,5 +1,5 @@
-"""What can be told of names without torch: parts that nobody names, and draws that somebody names but nobody makes.
-The dry step would find both, seconds later."""
+"""What can be told of names without torch: parts that nobody names, and draws and sources that somebody names but nobody makes.
+The dry step would find them, seconds later."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlpkit.check import LISTS, signature_of
+from vlpkit.data.wishes import PAIRS
 from vlpkit.errors import did_you_mean
 
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
@@ -26,6 +27,20 @@ def unread(cfg: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"model.{part}: no objective reads it ({', '.join(objectives) or 'there is none'}), so nothing would train it.\n"
                 f"  Add an objective that does (objective=[...]), drop the part ({part}=null), or freeze it (+model.freeze=[{part}])."
+            )
+    return lines
+
+
+def unsourced(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each objective on a source that the data do not deliver."""
+    sources, lines = [PAIRS, *(name for name, node in (cfg["data"].get("sources") or {}).items() if node is not None)], []
+    for name, node in cfg["objectives"].items():
+        parameter = signature_of(node["_target_"], place=f"objectives.{name}").parameters.get("on")
+        source = node.get("on", PAIRS if parameter is None or parameter.word is None else parameter.word)
+        if source not in sources:
+            lines.append(
+                f"objectives.{name} reads the source {source!r}, but the data deliver {', '.join(sources)}. "
+                f"Add it (+data.sources.{source}.holds=texts), or read another (objectives.{name}.on={PAIRS})"
             )
     return lines
 

@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from vlpkit.check import settle
 from vlpkit.data.shardlist import expand
+from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
-from vlpkit.names import undrawn, unread
+from vlpkit.names import undrawn, unread, unsourced
 from vlpkit.runfolder import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -59,17 +60,23 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
         ConfigError, DataError: with every mistake that can be told so far.
     """
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unread(settings), *undrawn(settings)]:
+    if wrong := [*unsourced(settings), *unread(settings), *undrawn(settings)]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
     if settings["resume"] is None:
         _weights_exist(settings)
     _divide(data["batch"], devices=trainer["devices"], nodes=trainer["num_nodes"], micro=trainer["micro_batch"])
+    wishes = read_wishes(data.get("sources")).values()
+    for wish in wishes:
+        wish.batch(data["batch"])
     if "world" not in data:
         for key in ("shards", "val_shards"):
             if data.get(key) or key == "shards":
                 expand(data.get(key), data["root"], key=f"data.{key}")
+        for wish in wishes:
+            if wish.shards is not None:
+                expand(wish.shards, data["root"], key=f"{wish.key}.shards")
     return settings, dropped
 
 

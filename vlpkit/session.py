@@ -15,8 +15,8 @@ from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.module import DataModule
-from vlpkit.data.stock import read_wishes
 from vlpkit.data.tokenize import Words
+from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import Clock, total
 from vlpkit.errors import ConfigError
 from vlpkit.evals.base import Evaluator, fitting

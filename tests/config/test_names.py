@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.names import undrawn, unread
+from vlpkit.names import undrawn, unread, unsourced
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(recipe: str) -> None:
     assert unread(composed(f"model={recipe}")) == []
     assert undrawn(composed(f"model={recipe}")) == []
+    assert unsourced(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -41,3 +42,8 @@ def test_a_part_that_may_be_read_is_not(overrides: tuple[str, ...], monkeypatch:
 ])  # fmt: skip
 def test_a_draw_that_nobody_makes_is_refused(overrides: tuple[str, ...], message: str) -> None:
     assert message in [line.strip() for line in undrawn(composed(*overrides))]
+
+
+def test_a_source_that_the_data_do_not_deliver_is_refused() -> None:
+    (line,) = unsourced(composed("model=simvlm", "data.sources.texts=null"))
+    assert line.startswith("objectives.lm_texts reads the source 'texts', but the data deliver pairs. Add it (+data.sources.texts.holds=texts)")

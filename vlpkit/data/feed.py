@@ -21,9 +21,9 @@ from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
-from vlpkit.data.stock import PAIRS
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform
+from vlpkit.data.wishes import PAIRS
 from vlpkit.data.workers import load
 from vlpkit.types import IGNORE, Batch, ImageInput
 

@@ -23,9 +23,10 @@ from vlpkit.data.reader import Reader
 from vlpkit.data.regions import Detections
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
-from vlpkit.data.stock import PAIRS, Holds, Stock, Together, Wish, read_wishes
+from vlpkit.data.stock import Stock, Together
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
+from vlpkit.data.wishes import PAIRS, Holds, Wish, read_wishes
 from vlpkit.data.workers import load
 from vlpkit.errors import ConfigError, DataError, ResumeError
 
