@@ -24,12 +24,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vlpkit import schema
 from vlpkit.check import trust
 from vlpkit.errors import ConfigError, VlpError
 from vlpkit.refuse import Gate, in_job
+from vlpkit.stages import read_stages, run_stages
 from vlpkit.usage import usage
 
 _WANTS = re.compile(r"#\s*size:\s*(\w+)\s*$")
@@ -59,6 +60,11 @@ def run_hydra(
     try:
         ahead = look_ahead(argv, conf=conf, name=name, check=check)
         sys.argv[1:] = ahead.arguments  # what a launcher repeats to start the other processes of a node
+        if ahead.config is not None and ahead.config.get("stages"):
+            stages = OmegaConf.to_container(ahead.config.stages, resolve=True)
+            assert isinstance(stages, dict)
+            runs = read_stages(stages, ahead.arguments, run_dir=ahead.config.run_dir)  # type: ignore[arg-type]
+            return run_stages(runs, ask=lambda arguments: look_ahead(arguments, conf=conf, name=name, check=check))
         if ahead.config is not None:
             _run_once(_job(task), ahead)
         else:
@@ -143,6 +149,8 @@ def look_ahead(argv: Sequence[str], *, conf: Path, name: str = "train", check: C
     opened: dict[str, str] = {}
     running, single = not (asked.cfg or asked.info), None
     for job in gate.jobs(overrides, multirun=multirun):
+        if multirun and job.config.get("stages"):
+            raise ConfigError("experiment: its runs follow one another, so it is not swept. Start it once for each value, without -m")
         single = job.config if running and not flags and not multirun and job.config.hydra.mode != RunMode.MULTIRUN else None
         opened.update({text.partition("=")[0]: new.partition("=")[0] for text, new in job.opened.items()})
         if check is not None and running:

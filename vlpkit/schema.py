@@ -34,6 +34,7 @@ class Root:
         run_dir: run folder; null makes a new one.
         resume: auto, or a checkpoint or run folder; null starts afresh.
         weights: a file or folder of weights to start from, or one for a part: {vision: FILE, text: FILE}.
+        stages: of an experiment that is several runs, one after another; null: one run.
         plugins: modules of one's own that `_target_` may name.
     """
 
@@ -56,6 +57,7 @@ class Root:
     run_dir: str | None = None
     resume: str | None = None
     weights: Any = None
+    stages: dict[str, Any] | None = None
     plugins: list[str] = field(default_factory=list)
 
 
