@@ -16,7 +16,7 @@ from vlpkit.check import settle
 from vlpkit.compose import complete_arguments, look_ahead, run_hydra
 from vlpkit.errors import ConfigError
 
-KEYS = "name, model, size, draws, objectives, teacher, plan, data, optim, trainer, logger, evals, paths, debug, total, seed, run_dir, resume, weights, plugins"
+KEYS = "name, model, size, draws, objectives, teacher, plan, data, optim, trainer, logger, evals, paths, debug, total, seed, run_dir, resume, weights, stages, plugins"
 
 
 def refusal(conf: Path, *argv: str) -> str:
