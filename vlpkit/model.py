@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from vlpkit.align import Align
-from vlpkit.encoders.encoder import Encoder
 from vlpkit.errors import AssemblyError, did_you_mean
 from vlpkit.fusion import Fusion
 from vlpkit.layers.attention import Cache
@@ -92,11 +91,17 @@ class VLModel(nn.Module):
         align: Align = self.part(by)
         return align.w(self._read(align.reads["w"], texts))
 
-    def _read(self, reads: str, given: ImageInput | TextInput, cache: Cache | None = None) -> Stream:
+    def _read(self, reads: str, given: ImageInput | TextInput, cache: Cache | None = None, prefix: TextInput | None = None) -> Stream:
         streams = []
         for part, tap, run in parse_reads(reads):
-            encoder: Encoder = self.part(part)
-            s = encoder(given, tap=tap, cache=cache)
+            inner = self.part(part)
+            if isinstance(inner, Fusion):
+                assert isinstance(given, ImageInput)
+                words = _no_words(len(given), given.device) if prefix is None else prefix
+                fused = inner(self.memory(given, by=part, given=prefix), self._read(inner.reads["w"], words))
+                s: Stream = fused.v if tap == "v" else fused.w
+            else:
+                s = inner(given, tap=tap, cache=cache)
             streams.append(s.part(run) if run else s)
         return streams[0] if len(streams) == 1 else Stream.cat(*streams)
 
@@ -106,17 +111,7 @@ class VLModel(nn.Module):
         Where it reads another fusion, `given` is the text there, R rows of a prefix; left out, there are no words in it.
         """
         fusion: Fusion = self.part(by)
-        streams = []
-        for part, tap, run in parse_reads(fusion.reads["v"]):
-            inner = self.part(part)
-            if isinstance(inner, Fusion):
-                words = _no_words(len(images), images.device) if given is None else given
-                fused = inner(self.memory(images, by=part, given=given), self._read(inner.reads["w"], words))
-                s: Stream = fused.v if tap == "v" else fused.w
-            else:
-                s = inner(images, tap=tap)
-            streams.append(s.part(run) if run else s)
-        return streams[0] if len(streams) == 1 else Stream.cat(*streams)
+        return self._read(fusion.reads["v"], images, prefix=given)
 
     def next_words(self, memory: Stream, text: TextInput, *, by: str = "decoder", head: str = "lm", cache: Cache | None = None) -> Tensor:
         """Logits of the word that follows each position.

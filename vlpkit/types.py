@@ -39,15 +39,7 @@ def _maybe(change: Change, t: Tensor | None) -> Tensor | None:
 
 
 def _joined(fields: Iterable[tuple[Tensor | None, Tensor | None]]) -> Iterator[Tensor | None]:
-    return (None if a is None or b is None else _below(a, b) for a, b in fields)
-
-
-def _below(a: Tensor, b: Tensor) -> Tensor:
-    """(Ra + Rb, ...) rows of both. Not by cat, which under autocast to bf16 refuses regions of 16 bits of another kind."""
-    both = a.new_empty(len(a) + len(b), *a.shape[1:])
-    both[: len(a)].copy_(a)
-    both[len(a) :].copy_(b)
-    return both
+    return (None if a is None or b is None else torch.cat([a, b]) for a, b in fields)
 
 
 def _picked(t: Tensor | None, index: Tensor) -> Tensor | None:

@@ -41,6 +41,16 @@ class Recording:
         return self.arrays[name]
 
 
+@dataclass
+class Found:
+    """What one step of ours gave, under the names of the recording; `counts` of passes where they are told."""
+
+    out: dict[str, Tensor]
+    loss: dict[str, Tensor]
+    grad: dict[str, Tensor]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
 def recording(name: str) -> Recording:
     """The step recorded as `name`."""
     with np.load(FIXTURES / f"{name}.npz") as stored:

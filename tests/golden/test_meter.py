@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from tests.builders import CLOCK, composed
-from tests.golden.recorded import Given, Recording, recording
+from tests.golden.recorded import Found, Given, Recording, recording
 from tests.vocabulary import numbered_words
 from vlpkit.assemble import Assembly, assemble
 from vlpkit.streams import Streams
@@ -19,13 +18,6 @@ from vlpkit.types import Batch, Fused, ImageInput, Pairing, TextInput
 from vlpkit.weights import load, revert
 
 OUT, LOSS, NORM, KEY_BIAS = 1e-5, 1e-5, 1e-4, 1e-5   # as in test_steps
-
-
-@dataclass
-class Found:
-    out: dict[str, Tensor]
-    loss: dict[str, Tensor]
-    grad: dict[str, Tensor]
 
 
 def build(r: Recording) -> Assembly:

@@ -33,6 +33,16 @@ def _with_chosen(own: Given, chosen: Tensor) -> Given:
     return own.join(own.each(lambda t: dist.gather(t, equal=True)).rows(chosen))
 
 
+def _strangers(count: int, rate: float, rng: Generator, device: torch.device, *, exact: bool = False) -> Tensor:
+    """(B,) the row itself or, by chance, another one, uniform over the others; with `exact`, that share of the rows, rounded up."""
+    draw = torch.rand(count, generator=rng)
+    # with `exact`, numbers become ranks: as many rows as the share asks for stand below it
+    wrong = ((draw.argsort().argsort() < math.ceil(count * rate)) if exact else (draw < rate)).to(device)
+    step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(device)
+    rows = torch.arange(count, device=device)
+    return torch.where(wrong, (rows + step) % count, rows)
+
+
 class HardNegatives:
     """3B rows from this rank: the pairs, a wrong image for each text, a wrong text for each image (Li et al. 2021, section 3.2).
 
@@ -94,13 +104,9 @@ class Mismatches:
 
     def __call__(self, s: Streams, rng: Generator) -> Mapping[str, Drawn]:
         """The pairing of B rows."""
-        count, device = len(s.batch), s.batch.pair_id.device
-        draw = torch.rand(count, generator=rng)
-        # with `exact`, numbers become ranks: as many rows as the share asks for stand below it
-        wrong = ((draw.argsort().argsort() < math.ceil(count * self.rate)) if self.exact else (draw < self.rate)).to(device)
-        step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(device)
-        rows = torch.arange(count, device=device)
-        return {"pairing": _pairing(s.batch.pair_id, torch.where(wrong, (rows + step) % count, rows), rows)}
+        ids = s.batch.pair_id
+        image = _strangers(len(ids), self.rate, rng, ids.device, exact=self.exact)
+        return {"pairing": _pairing(ids, image, torch.arange(len(ids), device=ids.device))}
 
 
 class TwoSentences:
@@ -122,10 +128,7 @@ class TwoSentences:
         first, rows = s.text(self.text), torch.arange(len(s.batch), device=s.batch.pair_id.device)
         if not s.corrupt:
             return {"text": first, "pairing": Pairing(rows, rows, torch.ones_like(rows))}
-        count = len(rows)
-        wrong = (torch.rand(count, generator=rng) < self.rate).to(rows.device)
-        step = (1 + torch.randint(max(count - 1, 1), (count,), generator=rng)).to(rows.device)
-        of = torch.where(wrong, (rows + step) % count, rows)
+        of = _strangers(len(rows), self.rate, rng, rows.device)
         match = (s.batch.pair_id[of] == s.batch.pair_id).long()
         return {"text": joined(first, s.text(self.second).rows(of)), "pairing": Pairing(rows, rows, match)}
 

@@ -7,7 +7,11 @@ from vlpkit.weights import Row, parse
 
 def open_block(source: str, part: str) -> list[str]:
     """Rows of the layers of a tower, as OpenAI named them and open_clip does."""
-    block, ours = f"{source}transformer.resblocks.*", f"{part}.trunk.blocks.*"
+    return open_layer(f"{source}transformer.resblocks.*", f"{part}.trunk.blocks.*")
+
+
+def open_layer(block: str, ours: str) -> list[str]:
+    """Rows of self-attention and feed-forward of one layer."""
     return [
         f"{block}.ln_1.*               -> {ours}.self.norm.*",
         f"{block}.attn.in_proj_weight  -> {ours}.self.body.qkv.weight",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlpkit.tables.clip import open_block, open_image_rows
+from vlpkit.tables.clip import open_block, open_image_rows, open_layer
 from vlpkit.weights import Row, parse
 
 
@@ -44,13 +44,7 @@ def open_clip_coca(*, split: bool = True, cascade: bool = False) -> list[Row]:
         *open_block("text.", "text"),
         "text.ln_final.*                  -> text.trunk.norm.*",
         "text.text_projection             -> align.w.out.weight | transpose",
-        f"{block}.ln_1.*                  -> {ours}.self.norm.*",
-        f"{block}.attn.in_proj_weight     -> {ours}.self.body.qkv.weight",
-        f"{block}.attn.in_proj_bias       -> {ours}.self.body.qkv.bias",
-        f"{block}.attn.out_proj.*         -> {ours}.self.body.out.*",
-        f"{block}.ln_2.*                  -> {ours}.ffn.norm.*",
-        f"{block}.mlp.c_fc.*              -> {ours}.ffn.body.fc1.*",
-        f"{block}.mlp.c_proj.*            -> {ours}.ffn.body.fc2.*",
+        *open_layer(block, ours),
         f"{cross}.ln_1.*                  -> {ours}.cross.norm.*",
         f"{cross}.ln_1_kv.*               -> {ours}.cross.body.norm_memory.*",
         f"{cross}.attn.in_proj_weight     -> {ours}.cross.body.{{q,kv}}.weight",
