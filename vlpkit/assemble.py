@@ -18,7 +18,7 @@ from vlpkit.data.tokenize import Words
 from vlpkit.data.wishes import PAIRS
 from vlpkit.durations import Clock
 from vlpkit.encoders.encoder import Encoder
-from vlpkit.errors import AssemblyError
+from vlpkit.errors import AssemblyError, no_part, no_source
 from vlpkit.fusion import Fusion
 from vlpkit.model import VLModel, parse_reads
 from vlpkit.objectives.base import Objective
@@ -86,10 +86,7 @@ class _Builder:
         if part in self.parts:
             taps = ", ".join(n.partition(".")[2] for n in self.dims if n.startswith(f"{part}.")) or "one width"
             return AssemblyError(f"{name!r} is no tap of {part} (it has: {taps})")
-        return AssemblyError(
-            f"asks for the part {part!r}, but {self.name!r} builds {', '.join(self.parts)}.\n"
-            f"  Add one ({part}=..., see --help) or drop what asks for it (objective=[...])."
-        )
+        return AssemblyError(no_part(part, self.name, self.parts))
 
     def width(self, reads: str) -> int:
         """D of what `reads` names; every term must agree."""
@@ -291,9 +288,7 @@ def _blank(cfg: Mapping[str, Any], words: Words, source: str) -> Batch:
     """A batch of zeros with what the vision part reads and the source holds. Raises AssemblyError when the data have no such source."""
     beside = {name: node for name, node in (cfg["data"].get("sources") or {}).items() if node is not None}
     if source != PAIRS and source not in beside:
-        raise AssemblyError(
-            f"reads the source {source!r}, but the data deliver {', '.join([PAIRS, *beside])}. Add it (+data.sources.{source}.holds=texts), or read another (on={PAIRS})"
-        )
+        raise AssemblyError(no_source(source, [PAIRS, *beside]))
     size, rows = image_size(cfg), 4
     with torch.device("meta"):
         ids = torch.zeros(rows, min(words.length, 16), dtype=torch.int64)

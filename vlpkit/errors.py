@@ -53,3 +53,22 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 def several(problems: Sequence[str]) -> str:
     """All problems at once, one paragraph each."""
     return "\n".join(problems)
+
+
+def no_part(part: str, recipe: str, parts: Iterable[str]) -> str:
+    """What asks for a part that the recipe does not build."""
+    return (
+        f"asks for the part {part!r}, but {recipe!r} builds {', '.join(parts)}.\n"
+        f"  Add one ({part}=..., see --help) or drop what asks for it (objective=[...])."
+    )
+
+
+def no_draw(name: str, draws: Iterable[str]) -> str:
+    """What reads `DRAW.KEY` where nobody makes that draw."""
+    draws, draw = list(draws), name.partition(".")[0]
+    return f"reads {name!r}, but no draw is called {draw!r} (there are: {', '.join(draws) or 'none'}). {did_you_mean(draw, draws)}".rstrip()
+
+
+def no_source(source: str, sources: Iterable[str]) -> str:
+    """What reads a source that the data do not deliver."""
+    return f"reads the source {source!r}, but the data deliver {', '.join(sources)}. Add it (+data.sources.{source}.holds=texts), or read another (on: pairs)"

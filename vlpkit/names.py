@@ -1,4 +1,4 @@
-"""What can be told of names without torch: parts that nobody names, and draws and sources that somebody names but nobody makes.
+"""What can be told of names without torch: parts that nobody names, and parts, draws and sources that somebody names but nobody makes.
 The dry step would find them, seconds later."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from vlpkit.check import LISTS, signature_of
 from vlpkit.data.wishes import PAIRS
-from vlpkit.errors import did_you_mean
+from vlpkit.errors import no_draw, no_part, no_source
 
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
 
@@ -38,10 +38,18 @@ def unsourced(cfg: Mapping[str, Any]) -> list[str]:
         parameter = signature_of(node["_target_"], place=f"objectives.{name}").parameters.get("on")
         source = node.get("on", PAIRS if parameter is None or parameter.word is None else parameter.word)
         if source not in sources:
-            lines.append(
-                f"objectives.{name} reads the source {source!r}, but the data deliver {', '.join(sources)}. "
-                f"Add it (+data.sources.{source}.holds=texts), or read another (objectives.{name}.on={PAIRS})"
-            )
+            lines.append(f"objectives.{name} {no_source(str(source), sources)}")
+    return lines
+
+
+def unbuilt(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each objective of ours whose `by` is no part of the model."""
+    parts, lines = [key for key, node in cfg["model"].items() if isinstance(node, Mapping)], []
+    for name, node in cfg["objectives"].items():
+        parameter = signature_of(node["_target_"], place=f"objectives.{name}").parameters.get("by")
+        by = node.get("by", None if parameter is None else parameter.word)
+        if isinstance(by, str) and by not in parts and str(node["_target_"]).startswith("vlpkit."):
+            lines.append(f"objectives.{name} {no_part(by, cfg['name'], parts)}")
     return lines
 
 
@@ -57,8 +65,7 @@ def undrawn(cfg: Mapping[str, Any]) -> list[str]:
             for key, value in given.items():
                 draw = value.partition(".")[0] if isinstance(value, str) and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", value) else None
                 if draw is not None and draw not in draws and draw not in cfg["model"]:
-                    there = f"(there are: {', '.join(draws) or 'none'}). {did_you_mean(draw, draws)}".rstrip()
-                    lines.append(f"{place}.{name}.{key} reads {value!r}, but no draw is called {draw!r} {there}")
+                    lines.append(f"{place}.{name}.{key} {no_draw(value, draws)}")
     return lines
 
 

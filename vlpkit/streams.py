@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from vlpkit.align import Align
 from vlpkit.encoders.codebook import Codebook
 from vlpkit.encoders.encoder import Encoder
-from vlpkit.errors import AssemblyError, did_you_mean
+from vlpkit.errors import AssemblyError, no_draw
 from vlpkit.fusion import Fusion
 from vlpkit.model import Read, VLModel, parse_reads
 from vlpkit.types import Aligned, Batch, Fused, ImageInput, Pairing, Side, Stream, TextInput
@@ -84,8 +84,7 @@ class Streams:
             if not self._student:
                 raise AssemblyError(f"{name!r}: the teacher draws nothing; the student must ask first")
             if draw not in self._draws:
-                hint = did_you_mean(draw, self._draws)
-                raise AssemblyError(f"reads {name!r}, but no draw is called {draw!r} (there are: {', '.join(self._draws) or 'none'}). {hint}".rstrip())
+                raise AssemblyError(no_draw(name, self._draws))
             if draw in self._waiting:
                 raise AssemblyError(f"draws wait for each other: {' -> '.join([*self._waiting, draw])}")
             self._waiting.append(draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.names import undrawn, unread, unsourced
+from vlpkit.names import unbuilt, undrawn, unread, unsourced
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -13,6 +13,7 @@ def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(re
     assert unread(composed(f"model={recipe}")) == []
     assert undrawn(composed(f"model={recipe}")) == []
     assert unsourced(composed(f"model={recipe}")) == []
+    assert unbuilt(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -47,3 +48,8 @@ def test_a_draw_that_nobody_makes_is_refused(overrides: tuple[str, ...], message
 def test_a_source_that_the_data_do_not_deliver_is_refused() -> None:
     (line,) = unsourced(composed("model=simvlm", "data.sources.texts=null"))
     assert line.startswith("objectives.lm_texts reads the source 'texts', but the data deliver pairs. Add it (+data.sources.texts.holds=texts)")
+
+
+def test_an_objective_without_its_part_is_refused() -> None:
+    (line,) = unbuilt(composed("model=clip", "vision=resnet50", "objective=[itc,itm]"))
+    assert line.startswith("objectives.itm asks for the part 'fusion', but 'clip' builds vision, text, align.\n  Add one (fusion=..., see --help)")
