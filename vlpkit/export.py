@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from vlpkit.account import plan
 from vlpkit.data.tokenize import Template, Words
 from vlpkit.errors import WeightsError
 from vlpkit.folder import CARD, new_folder, preprocessing, save, write_json
@@ -24,11 +25,12 @@ from vlpkit.outside import (
     transformers_clip_config,
     transformers_siglip_config,
 )
+from vlpkit.rows import Row
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
 from vlpkit.tables.siglip import transformers_siglip
-from vlpkit.weights import Row, canonical, everything, outward, plan, revert
+from vlpkit.weights import canonical, everything, outward, revert
 
 Configure = Callable[[VLModel, Words], dict[str, Any]]
 
