@@ -81,14 +81,15 @@ def start(model: VLModel, weights: Any, *, words: Words, layout: str | None = No
     taken: list[Taken] = []
     claimed: dict[str, Path] = {}
     ours, found = everything(model), dict[Path, Source]()
+    for address in files(weights):
+        if address is not None:   # a slip of the pen is told before anything is read
+            _covers_some(model, ours, address)
     for address, path in files(weights).items():
         if path not in found:
             found[path] = read(path)
         source = found[path]
         chosen = OWN if source.own else recognise(source.tensors, place=str(path)) if layout is None else named(layout)
         asked = chosen.asked(address)
-        if address is not None and asked is not None:
-            _covers_some(model, ours, asked, address)
         place = f"weights{'' if address is None else f'.{address}'}: {path} ({chosen.name}: {chosen.about})"
         if not rehearsal and source.words is not None and _holds_words(ours, asked, words):
             _same_words(source.words, words, place)
@@ -114,14 +115,15 @@ def loaded(taken: Sequence[Taken], model: VLModel, config: Mapping[str, Any]) ->
     return [name for name, _ in model.named_parameters() if name in filled or any(matches(address, name) for address in ready)]
 
 
-def _covers_some(model: VLModel, ours: Mapping[str, Tensor], asked: Asked, address: str) -> None:
-    first = canonical(ours)
-    if any(name == kept and asked.names(name) for name, kept in first.items()):
-        return
+def _covers_some(model: VLModel, ours: Mapping[str, Tensor], address: str) -> None:
+    """Raises WeightsError where an address of the model leads to nothing, or to what is shared and stands elsewhere first."""
     try:
         find(model, address)
     except AssemblyError as error:
         raise WeightsError(f"weights.{address}: {error}") from error
+    asked, first = Asked((address,)), canonical(ours)
+    if any(name == kept and asked.names(name) for name, kept in first.items()):
+        return
     other = next((kept for name, kept in first.items() if asked.names(name)), None)
     raise WeightsError(f"weights.{address}: nothing there has weights of its own" + (f"; what is there is shared with {other}, so name that" if other else ""))
 

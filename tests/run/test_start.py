@@ -331,6 +331,8 @@ def test_weights_that_cannot_be_are_refused_before_data_are_touched(tmp_path: Pa
     told = {
         f"weights={tmp_path}/nothing": f"weights: there is no {tmp_path}/nothing (accepted: a run folder, a folder of weights, or a .safetensors, .pt, .pth, .bin or .ckpt file)\n",
         f"weights={{visoin: {file}}}": "weights.visoin: 'albef' has no such part (it has: vision, text, fusion, align, heads). Did you mean 'vision'?\n",
+        f"weights={{heads.itn: {file}}}": "weights.heads.itn: 'heads.itn' matches nothing: heads has no 'itn' (it has: itm, mlm). Did you mean 'itm'?\n",
+        f"weights={{vision.trunk.blocks.0-9: {file}, vision.nek: {file}}}": "weights.vision.nek: 'vision.nek' matches nothing: vision has no 'nek' (it has: embed, trunk, neck). Did you mean 'neck'?\n",
         f"weights={{vision: {file}}}": (
             f"weights.vision: {file} (timm_vit: a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit) does not fit model=albef.\n"
             "the weights do not fit\n"
