@@ -37,7 +37,7 @@ from vlpkit.layouts import known, named, recognise
 from vlpkit.restore import restore
 from vlpkit.rows import parse
 from vlpkit.source import read
-from vlpkit.start import Taken, start
+from vlpkit.start import Taken, loaded, start
 from vlpkit.weights import convert
 
 WORDS = numbered_words(VOCAB, SPECIAL, length=LENGTH)
@@ -343,6 +343,19 @@ def test_weights_that_cannot_be_are_refused_before_data_are_touched(tmp_path: Pa
         assert code == 2
         assert said == message or (message.endswith("the weights do not fit\n") and message in said)
         assert not (tmp_path / "cache").exists()
+
+
+def test_a_group_of_the_optimiser_that_matches_nothing_is_refused_before_data_are_touched(tmp_path: Path) -> None:
+    code, said = train(["model=clip", f"run_dir={tmp_path / 'run'}", "optim.groups=[{match: fusion, lr_scale: 5.0}]", f"paths.cache={tmp_path / 'cache'}", *NARROW], tmp_path / "log")
+    assert (code, said) == (2, "optim.groups[0].match: 'fusion' matches no trainable parameter that an earlier group left\n")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_network_that_a_library_built_with_its_weights_is_loaded_too() -> None:
+    model = ours("model=clip").model
+    assert loaded([], model, {"model": {"vision": {"embed": {"pretrained": False}}, "text": {"embed": {"pretrained": "folder"}}, "ties": []}}) == [
+        name for name, _ in model.named_parameters() if name.startswith("text.embed.")
+    ]
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
