@@ -23,13 +23,13 @@ from vlpkit.outside import (
     open_clip_config,
     transformers_blip_config,
     transformers_clip_config,
-    transformers_siglip_config,
 )
+from vlpkit.outside_siglip import open_clip_siglip_config, transformers_siglip_config
 from vlpkit.rows import Row
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
-from vlpkit.tables.siglip import transformers_siglip
+from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
 from vlpkit.weights import canonical, everything, outward, revert
 
 Configure = Callable[[VLModel, Words], dict[str, Any]]
@@ -71,6 +71,7 @@ OPEN_CLIP = (   # the first that fits: a CoCa has all that a CLIP has
         "", "open_clip's CoCa", ("align.log_scale", "text.embed.cls", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
         lambda model: open_clip_coca(split=model.part("vision").trunk.dim != model.part("vision").neck.dim), open_clip_coca_config,
     ),
+    Form("", "open_clip's SigLIP", ("align.log_scale", "align.bias", "vision.neck.query"), lambda model: open_clip_siglip(), open_clip_siglip_config),
     Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), lambda model: open_clip(), open_clip_config),
 )  # fmt: skip
 
