@@ -128,7 +128,7 @@ def to_open_clip(out: Path, *, model: VLModel, words: Words, config: Mapping[str
     with new_folder(out) as folder:
         save(tensors, folder / "open_clip_model.safetensors", "format", "pt")
         write_json(folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": prepared})
-        notes = _write_tokenizer(folder, words)
+        notes = _write_tokenizer(folder, words, cleans=bool(settings["text_cfg"]["tokenizer_kwargs"]))
         (folder / CARD).write_text("\n".join([card.rstrip("\n"), "", *notes]).rstrip("\n") + "\n", encoding="utf-8")
     return [f"{out}: {form.about}, {len(tensors)} tensors; open_clip.create_model_and_transforms('local-dir:{out}')", *(f"  {note}" for note in notes)]
 
@@ -158,8 +158,8 @@ def _image_processor(image: Mapping[str, Any], kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_tokenizer(folder: Path, words: Words) -> list[str]:
-    """tokenizer.json that puts the template around a text, and its settings. Returns what it cannot do."""
+def _write_tokenizer(folder: Path, words: Words, *, cleans: bool = False) -> list[str]:
+    """tokenizer.json that puts the template around a text, and its settings. Returns what it cannot do; `cleans`: its library cleans captions itself."""
     template = Template.read(words.template, words.special)
     copy = Tokenizer.from_str(words.tokenizer.to_str())
     token = {name: copy.id_to_token(number) for name, number in words.special.items()}
@@ -173,4 +173,4 @@ def _write_tokenizer(folder: Path, words: Words) -> list[str]:
         "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"], **settings,
     })
     notes = [] if template.text == "{caption}" else [f"texts were trained as {json.dumps(template.text)}: write these words around a caption"]
-    return notes + ([] if words.clean == "none" else [f"captions were cleaned as {words.clean} does (vlpkit.data.tokenize.clean_words) before they were cut into words"])
+    return notes + ([] if cleans or words.clean == "none" else [f"captions were cleaned as {words.clean} does (vlpkit.data.tokenize.clean_words) before they were cut into words"])

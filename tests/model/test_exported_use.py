@@ -21,13 +21,16 @@ from transformers import (
     BlipForImageTextRetrieval,
 )
 
-from tests.builders import CONF
+from tests.builders import CLOCK, CONF, composed
 from tests.model.test_convert import SMALL, coca_like_open_clip, made_run, same
 from tests.parity.beside import CLOSE, apart
+from tests.vocabulary import numbered_words
+from vlpkit.assemble import assemble
 from vlpkit.conversion import convert
 from vlpkit.data.transforms import EvalTransform
 from vlpkit.errors import WeightsError
 from vlpkit.generate import greedy
+from vlpkit.outside_siglip import open_clip_siglip_config
 from vlpkit.restore import Restored, restore
 from vlpkit.streams import Streams
 from vlpkit.types import Batch, ImageInput
@@ -102,11 +105,12 @@ OPEN_CLIP = {"clip": ["model=clip"], "siglip": ["model=siglip", "size.patch=8"],
 
 @pytest.mark.parametrize("recipe", OPEN_CLIP)
 def test_open_clip_needs_the_folder_alone_for_pictures_and_captions(recipe: str, tmp_path: Path) -> None:
-    convert(made_run(tmp_path, *OPEN_CLIP[recipe]), tmp_path / "out", to="open_clip", conf=CONF)
+    said = convert(made_run(tmp_path, *OPEN_CLIP[recipe]), tmp_path / "out", to="open_clip", conf=CONF)
+    assert not [line for line in said if "cleaned" in line]
     place = f"local-dir:{tmp_path / 'out'}"
     theirs, _, prepare = open_clip.create_model_and_transforms(place)
     found = restore(tmp_path / "run")
-    ids = open_clip.get_tokenizer(place)(CAPTIONS)
+    ids = open_clip.get_tokenizer(place)(CAPTIONS if recipe != "siglip" else [f"{caption.capitalize()}!" for caption in CAPTIONS])   # it cleans as ours does
     with torch.no_grad():
         z, pixels = Streams(found.model, ours_of(found)).aligned(), torch.stack([prepare(picture) for picture in pictures()])
         v, w = theirs.eval().encode_image(pixels, normalize=True), theirs.encode_text(ids, normalize=True)
@@ -141,3 +145,16 @@ def test_a_siglip_of_a_size_that_timm_has_no_name_for_is_refused(tmp_path: Path)
         convert(folder, tmp_path / "out", to="open_clip", conf=CONF)
     assert "none has 3 blocks of 32, 2 heads, patches of 8 and images of 32 pixels (there are: vit_base_patch16_siglip_224," in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("size", "name"), [(["size=base"], "vit_base_patch16_siglip_224"), (["size=base", "size.image=384"], "vit_base_patch16_siglip_384")])
+def test_at_the_size_of_the_paper_its_image_tower_is_that_of_timm(size: list[str], name: str) -> None:
+    settings = composed("model=siglip", *size)
+    words = numbered_words(32000, {"pad": 1, "cls": 2, "sep": 1, "unk": 2}, length=64)
+    with torch.device("meta"):
+        made = assemble(settings, words=words, clock=CLOCK)
+    told = open_clip_siglip_config(made.model, words)
+    assert told["vision_cfg"]["timm_model_name"] == name
+    released = open_clip.get_model_config(f"ViT-B-16-SigLIP{'' if name.endswith('224') else '-384'}")
+    ours, theirs = told["text_cfg"], released["text_cfg"]
+    assert {key: ours[key] for key in theirs if not key.startswith(("hf_", "tokenizer"))} == {key: theirs[key] for key in theirs if not key.startswith(("hf_", "tokenizer"))}
