@@ -203,10 +203,12 @@ def sources(pattern: str, stars: Sequence[str]) -> list[str]:
 
 
 def fill(pattern: str, stars: Sequence[str]) -> str:
+    """A target pattern with what the stars of its source stood for."""
     left = iter(stars)
     return ".".join(next(left) if segment in ("*", "**") else segment for segment in pattern.split("."))
 
 
 def spread(name: str) -> tuple[str, ...]:
+    """The targets among which the rows of one source are cut; the name itself where there are no alternatives in it."""
     found = _CHOICE.search(name)
     return (name,) if found is None else tuple(name[: found.start()] + choice + name[found.end() :] for choice in found[1].split(","))

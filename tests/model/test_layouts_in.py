@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import open_clip
 import pytest
+import timm
 import torch
+from torch import nn
 from transformers import (
+    AlignConfig,
+    AlignModel,
     BertConfig,
     BertForMaskedLM,
+    GitConfig,
     GitForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -22,12 +28,13 @@ from transformers import (
     RobertaModel,
 )
 
-from tests.builders import CONF
+from tests.builders import CLOCK, CONF, composed
 from tests.parity.beside import CLOSE, IMAGE, LENGTH, SPECIAL, VOCAB, apart, batch, ours, shake
 from tests.parity.test_align import their_align
 from tests.parity.test_clip import their_transformers as their_clip
 from tests.parity.test_git import config as git_config
 from tests.vocabulary import numbered_words
+from vlpkit.assemble import assemble
 from vlpkit.conversion import convert
 from vlpkit.errors import WeightsError
 from vlpkit.layouts import recognise
@@ -35,6 +42,8 @@ from vlpkit.model import VLModel
 from vlpkit.restore import restore
 from vlpkit.start import start
 from vlpkit.types import TextInput
+from vlpkit.weights import canonical, everything
+from vlpkit.weights import convert as convert_tensors
 
 WORDS = numbered_words(VOCAB, SPECIAL, length=LENGTH)
 SIZES = ["size.dim=48", "size.heads=4", "size.depth=2", "size.half=2", f"size.image={IMAGE}", "size.patch=8", "size.vocab=null", f"size.words={LENGTH}",
@@ -178,3 +187,41 @@ def test_matcher_and_captioner_both_start_from_the_bert_and_only_their_reading_o
 def test_a_vocabulary_that_lacks_other_words_is_refused(words: int, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"the file's vocabulary has {words} words, the tokenizer {VOCAB}"):
         blip_from_bert(tmp_path / "bert", words)
+
+
+# -- files of the released sizes ---------------------------------------------------------------------------------------------
+
+
+def clip_tower(name: str) -> nn.Module:
+    return open_clip.model.CLIP(**open_clip.get_model_config(name))
+
+
+RELEASED: dict[str, tuple[int, list[str], list[tuple[str | None, Callable[[], nn.Module]]]]] = {   # words, command line, whose file for which address
+    "meter": (50265, ["model=meter"], [
+        *((address, lambda: clip_tower("ViT-B-16")) for address in ("vision.embed", "vision.trunk.blocks.0-10", "vision.trunk.norm")),
+        ("text", lambda: RobertaModel(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))),
+    ]),
+    "blip": (30524, ["model=blip"], [("vision", lambda: timm.create_model("vit_base_patch16_224")), ("text", lambda: BertForMaskedLM(BertConfig()))]),
+    "flamingo": (50259, ["model=flamingo"], [
+        ("vision", lambda: clip_tower("ViT-L-14")), ("text", lambda: GPT2LMHeadModel(GPT2Config(n_embd=2048, n_layer=24, n_head=16, n_positions=2048))),
+    ]),
+    "align": (30522, ["model=align", "+model.text.embed.segments=2"], [(None, lambda: AlignModel(AlignConfig()))]),
+    "git": (30522, ["model=git"], [(None, lambda: GitForCausalLM(GitConfig()))]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RELEASED)
+def test_files_of_the_released_sizes_fit_the_recipe_at_its_own(recipe: str) -> None:
+    vocab, words, files = RELEASED[recipe]
+    settings = composed(*words, "size=base")
+    special = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "dec": vocab - 2, "enc": vocab - 1, "image": vocab - 2, "chunk": vocab - 1}
+    with torch.device("meta"):
+        ours = everything(assemble(settings, words=numbered_words(vocab, special, length=64), clock=CLOCK, with_teacher=False).model)
+        filled: set[str] = set()
+        for address, theirs in files:
+            state = theirs().state_dict()
+            layout = recognise(state, place=recipe)
+            made, _ = convert_tensors(state, layout.rows(ours, state, address), ours, asked=layout.asked(address), added=["[a]", "[b]"])
+            filled |= made.keys()
+    share = sum(ours[name].numel() for name in filled) / sum(ours[name].numel() for name, first in canonical(ours).items() if name == first)
+    assert share > {"meter": 0.55, "blip": 0.8, "flamingo": 0.55}.get(recipe, 0.999)
