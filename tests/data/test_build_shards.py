@@ -334,7 +334,7 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (("nowhere.csv", "out"), "nowhere.csv does not exist"),
-        (("captions.txt", "out"), "one of .csv, .tsv, .jsonl"),
+        (("captions.txt", "out"), "captions.txt looks like no kind that is known (a file that ends in .txt). Choose one with --kind"),
         (("captions.csv", "out", "--caption-column", "captoin"), "Did you mean 'caption'? Name it with --caption-column"),
         (("captions.csv", "out", "--images", "nowhere"), "--images nowhere is not a folder"),
         (("captions.csv", "out", "--images", "."), "not one of 12 images can be used (missing_image 12)"),
