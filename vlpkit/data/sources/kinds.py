@@ -103,7 +103,8 @@ def kind_of(source: Path, name: str | None) -> Kind:
     found = guess(source)
     if name is None:
         if found is None:
-            there = ", ".join(sorted(Glance(source).fields)[:8])
+            glance = Glance(source)
+            there = ", ".join(sorted(glance.fields)[:8]) if glance.has() else ""
             seen = f"JSON with the fields {there}" if there else f"a file that ends in {source.suffix or 'nothing'}"
             raise DataError(f"{source} looks like no kind that is known ({seen}). Choose one with --kind:\n{listed}")
         return found
