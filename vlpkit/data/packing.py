@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -25,7 +25,7 @@ from vlpkit.data.prepare import Crew, Packing, prepare
 from vlpkit.data.sources.listing import SPLITS, Candidate, Listing
 from vlpkit.errors import DataError
 
-__all__ = ["MANIFEST", "PROGRESS", "Packing", "arranged", "pack"]
+__all__ = ["MANIFEST", "PROGRESS", "Packing", "State", "arranged", "begin", "pack", "write_manifest"]
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def pack(listing: Listing, out: Path, packing: Packing, *, processes: int = 1, o
     fingerprint = _fingerprint(candidates, listing, packing)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        state = _begin(out, fingerprint, overwrite)
+        state = begin(out, fingerprint, overwrite)
         if isinstance(state, dict):
             return state
         clock = _Clock(len(candidates), state.position)
@@ -193,7 +193,8 @@ def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, An
             (out / PROGRESS).unlink(missing_ok=True)
             log.info("%s is already complete", out)
             return found
-        log.info("continuing after %d shards", len(found["shards"]))
+        if found["shards"]:
+            log.info("continuing after %d shards", len(found["shards"]))
         return State(**found)
     kept = [path.name for path in ours if path.suffix == ".tar" or path.name == MANIFEST]
     if kept and not overwrite:
@@ -215,24 +216,41 @@ def _finish(out: Path, listing: Listing, packing: Packing, state: State, turns: 
         raise DataError(f"not one of {len(listing.candidates)} images can be used ({table}); check --images and the list")
     if packing.val and not state.samples("train"):
         raise DataError(f"all {state.outcomes['written']} usable images went to validation; ask for fewer than --val {packing.val}")
-    digest = hashlib.sha256()
+    splits = [turn.split for turn in turns]
+    return write_manifest(out, packing, state, rows=listing.rows, kind=listing.kind, files=listing.files, splits=splits)
+
+
+def write_manifest(
+    out: Path, packing: Packing, state: State, *, rows: Mapping[str, int], kind: str, files: Mapping[str, str] | None = None, splits: Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Ends the work: manifest.json takes the place of progress.json.
+
+    Args:
+        rows: counts of the source's lines by outcome.
+        kind: of the source.
+        files: texts that belong beside the shards, by file name.
+        splits: that were wanted, beside train and val.
+        settings: what beside `packing` decided what the shards hold.
+    """
+    digest, files = hashlib.sha256(), dict(sorted((files or {}).items()))
     for shard in state.shards:
         with tarfile.open(out / shard["name"]) as tar:
             for name in tar.getnames():
                 if name.endswith(".json"):
                     digest.update(f"{name[:-5]}\n".encode())
-    for name, text in listing.files.items():
+    for name, text in files.items():
         write_text(out / name, text)
     manifest = {
         "format": FORMAT,
         "fingerprint": state.fingerprint,
-        "kind": listing.kind,
-        "settings": asdict(packing),
-        "samples": {split: state.samples(split) for split in dict.fromkeys(("train", "val", *(turn.split for turn in turns)))},
+        "kind": kind,
+        "settings": asdict(packing) | settings,
+        "samples": {split: state.samples(split) for split in dict.fromkeys(("train", "val", *splits))},
         "captions": sum(shard["captions"] for shard in state.shards),
         "images": state.outcomes,
-        "rows": dict(sorted(listing.rows.items())),
-        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(listing.files.items())},
+        "rows": dict(sorted(rows.items())),
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         "keys_sha256": digest.hexdigest(),  # of the keys in the order of `shards`, each followed by a line feed
         "shards": state.shards,
     }

@@ -60,7 +60,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the members of a checked candidate hold, by suffix, the image first and the record last, or the reason there will be none."""
+    """The members of a checked candidate by suffix, or the reason there will be none."""
 
     members: dict[str, bytes] = field(default_factory=dict)
     refused: str = ""
@@ -78,26 +78,34 @@ class _Checked:
 
 
 def prepare(one: Candidate, packing: Packing) -> Sample:
-    """Reads, checks and if asked reduces one image; refused reasons are those of `decode`, and wrong_shape: not the one that boxes were measured in."""
+    """Reads, checks and if asked reduces one image; refused reasons are those of `members_of`."""
     try:
         if one.refused:
             raise Refused(one.refused)
-        image = _checked(one.path, one.span, packing, one.shape)
-        members, record = {image.suffix: image.payload}, {**one.fields, **({"captions": one.captions} if one.captions else {}), **image.facts()}
-        if one.right:
-            right = _checked(one.right, None, packing)
-            members[f"right.{right.suffix}"] = right.payload
-            record["right"] = right.facts()
-        if one.things is not None and packing.features:
-            members["regions.npz"] = packed(arrays(one.things, packing.features))
-        return Sample({**members, "json": json.dumps(record).encode()})
+        return Sample(members_of(one, _bytes(one.path, one.span), packing))
     except Refused as refused:
         log.debug("%s: %s", one.path, refused)
         return Sample(refused=refused.reason)
 
 
-def _checked(path: str, span: tuple[int, int] | None, packing: Packing, shape: tuple[int, int] | None = None) -> _Checked:
-    payload = _bytes(path, span)
+def members_of(one: Candidate, payload: bytes, packing: Packing) -> dict[str, bytes]:
+    """The members of a sample by suffix: the image whose bytes these are first, the record last.
+
+    Raises:
+        Refused: as `decode` does, or with wrong_shape: not the image that the boxes were measured in.
+    """
+    image = _checked(payload, packing, one.shape)
+    found, record = {image.suffix: image.payload}, {**one.fields, **({"captions": one.captions} if one.captions else {}), **image.facts()}
+    if one.right:
+        right = _checked(_bytes(one.right, None), packing)
+        found[f"right.{right.suffix}"] = right.payload
+        record["right"] = right.facts()
+    if one.things is not None and packing.features:
+        found["regions.npz"] = packed(arrays(one.things, packing.features))
+    return {**found, "json": json.dumps(record).encode()}
+
+
+def _checked(payload: bytes, packing: Packing, shape: tuple[int, int] | None = None) -> _Checked:
     header = read_header(payload)
     if shape is not None and not _fits(header.width, header.height, shape):
         raise Refused("wrong_shape", f"{header.width} x {header.height}, where annotations measure in {shape[0]} x {shape[1]}")

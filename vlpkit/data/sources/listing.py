@@ -70,6 +70,9 @@ class Listing:
     files: Mapping[str, str] = field(default_factory=dict)
     kind: str = ""
 
+    def __len__(self) -> int:
+        return len(self.candidates)
+
 
 class Gathered:
     """Images by their id, each once, and what lines said about them."""
