@@ -179,8 +179,8 @@ def _fingerprint(candidates: Sequence[Candidate], listing: Listing, packing: Pac
     return digest.hexdigest()
 
 
-def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
-    """The state to continue from, or the manifest of work that is finished already."""
+def begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
+    """The state to continue from, or the manifest of work that is finished already. Raises DataError when `out` holds other shards."""
     ours = sorted(path for path in out.iterdir() if OURS.fullmatch(path.name))
     for name in (MANIFEST, PROGRESS):
         found = read_json(out / name)
