@@ -30,6 +30,7 @@ def regions(members: dict[str, bytes]) -> dict[str, NDArray[np.generic]]:
 def test_a_statement_becomes_six_samples_with_its_boxes_in_every_order(tmp_path: Path) -> None:
     manifest = pack(read_source(nlvr(tmp_path)), tmp_path / "out", Packing())
     assert (manifest["kind"], manifest["samples"], manifest["images"]) == ("nlvr", {"train": 0, "val": 11}, {"missing_image": 1, "written": 11})
+    assert manifest["rows"] == {"used": 2}
     found = samples(tmp_path / "out")
     assert sorted(found) == [f"dev-12-0-{k}" for k in range(6)] + [f"dev-15-2-{k}" for k in range(5)]
     assert list(found["dev-12-0-0"]) == ["png", "regions.npz", "json"]

@@ -134,7 +134,7 @@ def _bytes(path: str, span: tuple[int, int] | None) -> bytes:
 
 def _fits(width: int, height: int, shape: tuple[int, int]) -> bool:
     """Whether an image may be the one of that shape, or a reduced copy of it."""
-    return abs(width / shape[0] - height / shape[1]) * min(shape) <= ROUNDING
+    return min(shape) > 0 and abs(width / shape[0] - height / shape[1]) * min(shape) <= ROUNDING
 
 
 def _reduced(width: int, height: int, packing: Packing) -> tuple[int, int] | None:

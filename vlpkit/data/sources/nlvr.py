@@ -57,17 +57,18 @@ def read_nlvr(source: Path, images: Path | None) -> Listing:
     rows = records(list(json_lines(text, str(source))), source, sentence=str, identifier=str, label=str, structured_rep=list)
     for number, row in enumerate(rows, 1):
         place = f"{source}, line {number}"
-        answer = verdict(row["label"], VERDICTS, place)
+        said, answer = clean_caption(row["sentence"]), verdict(row["label"], VERDICTS, place)
+        gathered.rows["used" if said else "empty_caption"] += 1
+        asked = [{"question": said, "answer": answer, "id": row["identifier"], "kind": "statement"}] if said else []
         for k, order in enumerate(ORDERS):
             png = f"{stem}-{row['identifier']}-{k}.png"
             if png in gathered.found:
                 raise DataError(f"{place}: the statement {row['identifier']} comes twice")
             path, span = find(png, str(row.get("directory", "")))
-            fields = {"source": "nlvr", "image_id": png[:-4]}
-            one = Candidate(png, path, fields=fields, refused="" if path else "missing_image", span=span, split=split, group=row["sentence"], shape=SHAPE)
+            fields = {"source": "nlvr", "image_id": png[:-4], "questions": asked}
+            one = Candidate(png, path, fields=fields, refused="" if path else "missing_image", span=span, split=split, group=said, shape=SHAPE)
             gathered.found[png] = one
-            gathered.ask(one, "questions", question=row["sentence"], answer=answer, id=row["identifier"], kind="statement")
-            _describe(one, list(drawn(row["structured_rep"], order, place)), row["sentence"] if answer == "true" else "")
+            _describe(one, list(drawn(row["structured_rep"], order, place)), said if answer == "true" else "")
     files = {**listed(VERDICTS), "classes.txt": "".join(f"{one}\n" for one in CLASSES), "attributes.txt": "".join(f"{one}\n" for one in ATTRIBUTES)}
     return gathered.listing(files=files)
 
@@ -89,7 +90,7 @@ def drawn(structured: Any, order: tuple[int, ...], place: str) -> Iterator[Drawn
 def _describe(one: Candidate, things: list[Drawn], true: str) -> None:
     """Exact regions, tags and captions."""
     counted = Counter(thing.name for thing in things)
-    one.captions = [text for text in (clean_caption(true), ", ".join(f"{many} {name}{'s' if many > 1 else ''}" for name, many in counted.items())) if text]
+    one.captions = [text for text in (true, ", ".join(f"{many} {name}{'s' if many > 1 else ''}" for name, many in counted.items())) if text]
     if not things:
         return
     one.fields["tags"] = [thing.name for thing in things]
