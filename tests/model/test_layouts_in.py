@@ -12,8 +12,6 @@ import timm
 import torch
 from torch import nn
 from transformers import (
-    AlignConfig,
-    AlignModel,
     BertConfig,
     BertForMaskedLM,
     GitConfig,
@@ -205,8 +203,8 @@ RELEASED: dict[str, tuple[int, list[str], list[tuple[str | None, Callable[[], nn
     "flamingo": (50259, ["model=flamingo"], [
         ("vision", lambda: clip_tower("ViT-L-14")), ("text", lambda: GPT2LMHeadModel(GPT2Config(n_embd=2048, n_layer=24, n_head=16, n_positions=2048))),
     ]),
-    "align": (30522, ["model=align", "+model.text.embed.segments=2"], [(None, lambda: AlignModel(AlignConfig()))]),
-    "git": (30522, ["model=git"], [(None, lambda: GitForCausalLM(GitConfig()))]),
+    "git": (30522, ["model=git"], [("vision", lambda: clip_tower("ViT-B-16"))]),   # its paper's start
+    "git, trained": (30522, ["model=git"], [(None, lambda: GitForCausalLM(GitConfig()))]),
 }  # fmt: skip
 
 
@@ -224,4 +222,4 @@ def test_files_of_the_released_sizes_fit_the_recipe_at_its_own(recipe: str) -> N
             made, _ = convert_tensors(state, layout.rows(ours, state, address), ours, asked=layout.asked(address), added=["[a]", "[b]"])
             filled |= made.keys()
     share = sum(ours[name].numel() for name in filled) / sum(ours[name].numel() for name, first in canonical(ours).items() if name == first)
-    assert share > {"meter": 0.55, "blip": 0.8, "flamingo": 0.55}.get(recipe, 0.999)
+    assert share > {"meter": 0.55, "blip": 0.8, "flamingo": 0.55, "git": 0.48}.get(recipe, 0.999)
