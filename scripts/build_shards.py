@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Your own images and captions as WebDataset shards: from a CSV, TSV or JSONL list, or from a folder with .txt files.
+"""Your own images and captions as WebDataset shards: from a CSV, TSV or JSONL list of files or of addresses, or from a folder with .txt files.
 Broken images and blank captions are left out and counted; the split and the order depend on the seed alone."""
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vlpkit.data.addresses import AddressList, find_addresses
+from vlpkit.data.download import download
+from vlpkit.data.img2dataset import Fetching
 from vlpkit.data.packing import MANIFEST, Packing, pack
 from vlpkit.data.sources import read_source
 from vlpkit.errors import DataError, VlpError
@@ -21,6 +24,8 @@ sources
   captions.tsv     the same, tabs between the columns, no quoting
   captions.jsonl   one object a line: {"image": ..., "caption": ...} or {"image": ..., "captions": [...]}; other
                    fields are kept in the sample's KEY.json
+  addresses        where one column of such a list holds addresses (CC3M, CC12M, LAION; with or without a header line), or
+                   SBU's .json, the images are fetched by img2dataset, in an environment of its own made on first use
   a folder         every .jpg, .png and .webp in it and below, with one caption a line in the .txt of the same name
 
 result
@@ -51,18 +56,26 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-side", type=int, default=Packing.max_side, metavar="PIXELS", help="the same for the long side")
     p.add_argument("--quality", type=int, default=Packing.quality, help="of the JPEG then written (default: %(default)s)")
     p.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="that check images (default here: %(default)s)")
+    web = p.add_argument_group("addresses")
+    web.add_argument("--timeout", type=int, default=Fetching.timeout, metavar="SECONDS", help="that a server may be silent (default: %(default)s); a whole download may take six times as long")
+    web.add_argument("--retries", type=int, default=Fetching.retries, metavar="N", help="default: %(default)s")
+    web.add_argument("--threads", type=int, default=Fetching.threads, metavar="N", help="downloads at a time in each process (default: %(default)s)")
+    web.add_argument("--img2dataset", type=Path, metavar="DIR", help="an environment that has img2dataset, instead of making one")
+    web.add_argument("--cache", type=Path, default=Path(os.environ.get("VLP_CACHE", ".cache")), metavar="DIR", help="where that environment is made (default: %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace shards of another source or of other settings in OUT")
     return p
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Reads the list, writes the shards, returns the manifest. Raises DataError."""
-    listing = read_source(options.source, images=options.images, image_column=options.image_column, caption_column=options.caption_column)
+    columns = {"image_column": options.image_column, "caption_column": options.caption_column}
+    addresses = find_addresses(options.source, **columns)
+    found = read_source(options.source, images=options.images, **columns) if addresses is None else addresses
     if options.val_share is not None and not 0 <= options.val_share < 1:
         raise DataError(f"--val-share is {options.val_share:g}; it can be from 0 to less than 1")
     if not 1 <= options.processes <= 256:
         raise DataError(f"--processes is {options.processes}; it can be 1 to 256")
-    val = options.val if options.val_share is None else round(options.val_share * len(listing.candidates))
+    val = options.val if options.val_share is None else round(options.val_share * len(found))
     packing = Packing(
         samples_per_shard=options.samples_per_shard,
         val=val,
@@ -71,8 +84,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         max_side=options.max_side,
         quality=options.quality,
     )
-    logging.info("%d images in %s", len(listing.candidates), options.source)
-    return pack(listing, options.out, packing, processes=options.processes, overwrite=options.overwrite)
+    how = {"processes": options.processes, "overwrite": options.overwrite}
+    if isinstance(found, AddressList):
+        fetching = Fetching(timeout=options.timeout, retries=options.retries, threads=options.threads)
+        return download(found, options.out, packing, fetching, cache=options.cache, own=options.img2dataset, **how)
+    logging.info("%d images in %s", len(found), options.source)
+    return pack(found, options.out, packing, **how)
 
 
 def report(manifest: dict[str, Any], out: Path) -> str:

@@ -11,7 +11,7 @@ import re
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -109,17 +109,22 @@ def prepare(one: Candidate, packing: Packing) -> Sample:
             payload = Path(one.path).read_bytes()
         except (OSError, ValueError) as error:
             raise Refused("missing_image", str(error)) from None
-        header = read_header(payload)
-        target = _reduced(header.width, header.height, packing)
-        if target is None:
-            decode(payload, header, width=1, height=1)  # all of it is parsed, little of it is computed
-            return Sample(SUFFIX[header.format], payload, header.width, header.height)
-        pixels = Image.fromarray(decode(payload, header, width=2 * target[0], height=2 * target[1]))
-        small = simplejpeg.encode_jpeg(np.asarray(pixels.resize(target, Image.Resampling.BICUBIC)), packing.quality, "RGB", "420")
-        return Sample("jpg", small, *target)
+        return examine(payload, packing)
     except Refused as refused:
         log.debug("%s: %s", one.path, refused)
         return Sample(refused=refused.reason)
+
+
+def examine(payload: bytes, packing: Packing) -> Sample:
+    """Checks and if asked reduces the bytes of one image. Raises Refused."""
+    header = read_header(payload)
+    target = _reduced(header.width, header.height, packing)
+    if target is None:
+        decode(payload, header, width=1, height=1)  # all of it is parsed, little of it is computed
+        return Sample(SUFFIX[header.format], payload, header.width, header.height)
+    pixels = Image.fromarray(decode(payload, header, width=2 * target[0], height=2 * target[1]))
+    small = simplejpeg.encode_jpeg(np.asarray(pixels.resize(target, Image.Resampling.BICUBIC)), packing.quality, "RGB", "420")
+    return Sample("jpg", small, *target)
 
 
 def pack(listing: Listing, out: Path, packing: Packing, *, processes: int = 1, overwrite: bool = False) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def pack(listing: Listing, out: Path, packing: Packing, *, processes: int = 1, o
     fingerprint = _fingerprint(candidates, packing)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        state = _begin(out, fingerprint, overwrite)
+        state = begin(out, fingerprint, overwrite)
         if isinstance(state, dict):
             return state
         clock = _Clock(len(candidates), state.position)
@@ -166,7 +171,7 @@ def _write_split(
             outcomes[sample.refused or "written"] += 1
             clock.tick(position)
             if not sample.refused:
-                shard.add(one.key, {sample.suffix: sample.payload, "json": _record(one, sample)})
+                shard.add(one.key, {sample.suffix: sample.payload, "json": record(one, sample)})
                 captions += len(one.captions)
             if shard.samples == min(packing.samples_per_shard, room):
                 break
@@ -176,7 +181,8 @@ def _write_split(
         write_json(out / PROGRESS, asdict(state))
 
 
-def _record(one: Candidate, sample: Sample) -> bytes:
+def record(one: Candidate, sample: Sample) -> bytes:
+    """The KEY.json of a sample."""
     digest = hashlib.sha256(sample.payload).hexdigest()
     return json.dumps({**one.fields, "captions": one.captions, "width": sample.width, "height": sample.height, "sha256": digest}).encode()
 
@@ -242,8 +248,8 @@ def _fingerprint(candidates: Sequence[Candidate], packing: Packing) -> str:
     return digest.hexdigest()
 
 
-def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
-    """The state to continue from, or the manifest of work that is finished already."""
+def begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
+    """The state to continue from, or the manifest of work that is finished already. Raises DataError when `out` holds other shards."""
     ours = sorted(path for path in out.iterdir() if OURS.fullmatch(path.name))
     for name in (MANIFEST, PROGRESS):
         found = read_json(out / name)
@@ -256,7 +262,8 @@ def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, An
             (out / PROGRESS).unlink(missing_ok=True)
             log.info("%s is already complete", out)
             return found
-        log.info("continuing after %d shards", len(found["shards"]))
+        if found["shards"]:
+            log.info("continuing after %d shards", len(found["shards"]))
         return State(**found)
     kept = [path.name for path in ours if path.suffix == ".tar" or path.name == MANIFEST]
     if kept and not overwrite:
@@ -278,6 +285,16 @@ def _finish(out: Path, listing: Listing, packing: Packing, state: State) -> dict
         raise DataError(f"not one of {len(listing.candidates)} images can be used ({table}); check --images and the list")
     if not state.samples("train"):
         raise DataError(f"all {state.outcomes['written']} usable images went to validation; ask for fewer than --val {packing.val}")
+    return write_manifest(out, packing, state, rows=listing.rows)
+
+
+def write_manifest(out: Path, packing: Packing, state: State, *, rows: Mapping[str, int], **settings: Any) -> dict[str, Any]:
+    """Ends the work: manifest.json takes the place of progress.json.
+
+    Args:
+        rows: counts of the list's lines by outcome.
+        settings: what beside `packing` decided what the shards hold.
+    """
     digest = hashlib.sha256()
     for shard in state.shards:
         with tarfile.open(out / shard["name"]) as tar:
@@ -287,11 +304,11 @@ def _finish(out: Path, listing: Listing, packing: Packing, state: State) -> dict
     manifest = {
         "format": FORMAT,
         "fingerprint": state.fingerprint,
-        "settings": asdict(packing),
+        "settings": asdict(packing) | settings,
         "samples": {split: state.samples(split) for split in ("train", "val")},
         "captions": sum(shard["captions"] for shard in state.shards),
         "images": state.outcomes,
-        "rows": dict(sorted(listing.rows.items())),
+        "rows": dict(sorted(rows.items())),
         "keys_sha256": digest.hexdigest(),  # of the keys in the order of `shards`, each followed by a line feed
         "shards": state.shards,
     }

@@ -54,6 +54,9 @@ class Listing:
     candidates: list[Candidate]
     rows: Counter[str]
 
+    def __len__(self) -> int:
+        return len(self.candidates)
+
 
 def read_source(source: Path, *, images: Path | None = None, image_column: str = "image", caption_column: str = "caption") -> Listing:
     """Every image of a list or a folder with all its captions; lines about the same file are one image.
