@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from PIL import Image
 PAGE = b"<html><body>this image has moved</body></html>"
 
 
+@functools.lru_cache(maxsize=2048)
 def picture(number: int, size: tuple[int, int] = (48, 36), *, kind: str = "JPEG", orientation: int = 1) -> bytes:
     """An image whose colours tell its number."""
     pixels = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -87,11 +89,15 @@ class _Answers(BaseHTTPRequestHandler):
         """Nothing is said."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512  # with the usual five a burst of connections waits for seconds
+
+
 @contextmanager
 def web() -> Iterator[tuple[str, list[str]]]:
     """The address of the server and the paths asked for so far."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Answers)
     server.asked, server.over = [], threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -8,6 +8,7 @@ import json
 import logging
 import mmap
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -120,10 +121,11 @@ def find_addresses(source: Path, *, image_column: str = "image", caption_column:
         header, lines = False, head
         titles = [str(name) for name in names]
     else:
-        header = bool(head) and not any(_ADDRESS.match(field) for field in head[0])
-        lines = head[1:] if header else head
-        names = list(range(max(map(len, head), default=0)))
-        titles = list(head[0]) if header else [str(number + 1) for number in names if isinstance(number, int)]
+        width = Counter(map(len, head)).most_common(1)[0][0] if head else 0  # a stray delimiter widens its own line only
+        header = bool(head) and len(head[0]) == width and not any(map(_ADDRESS.match, head[0]))
+        lines = [fields for fields in head[int(header) :] if len(fields) == width]
+        names = list(range(width))
+        titles = list(head[0]) if header else [str(number) for number in range(1, width + 1)]
     held = [name for name in names if sum(_holds(fields, name) for fields in lines) * 2 > len(lines)]
     if not held:
         return None

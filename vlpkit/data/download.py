@@ -21,7 +21,7 @@ from vlpkit.data.addresses import AddressList
 from vlpkit.data.decode import Refused
 from vlpkit.data.durable import ShardFile, read_json, write_json
 from vlpkit.data.img2dataset import Fetching, Program, environment
-from vlpkit.data.packing import PROGRESS, Packing, State, begin, examine, record, write_manifest
+from vlpkit.data.packing import Packing, State, begin, examine, record, write_manifest
 from vlpkit.data.parts import Part, Plan, draw_up
 from vlpkit.data.sources import Candidate
 from vlpkit.data.tarscan import scan
@@ -230,7 +230,7 @@ def pack_part(part: Part, out: Path, packing: Packing) -> dict[str, Any] | None:
         return None
     found: dict[str, dict[str, tuple[int, int]]] = {}
     scanned = scan(str(raw))
-    if any(flaw.reason != "empty_tar" for flaw in scanned.flaws):
+    if not scanned.closed or any(flaw.reason != "empty_tar" for flaw in scanned.flaws):
         return None
     for member in scanned.members:
         key, _, suffix = member.name.partition(".")
