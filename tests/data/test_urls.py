@@ -23,7 +23,7 @@ from vlpkit.data.addresses import find_addresses
 from vlpkit.data.download import download, pack_part, reason
 from vlpkit.data.img2dataset import Fetching, environment
 from vlpkit.data.packing import Packing
-from vlpkit.data.parts import Part
+from vlpkit.data.parts import Part, draw_up
 from vlpkit.errors import DataError
 
 LAUNCHER = ROOT / "vlpkit" / "data" / "launch_img2dataset.py"

@@ -42,7 +42,7 @@ class _Answers(BaseHTTPRequestHandler):
             self.send_error(503)
         elif kind == "moved":
             self.send_response(302)
-            self.send_header("Location", f"/good/{number}.jpg")
+            self.send_header("Location", f"/arrived/{number}.jpg")
             self.end_headers()
         elif kind == "silent":
             self.server.over.wait(30)  # type: ignore[attr-defined]
@@ -56,6 +56,7 @@ class _Answers(BaseHTTPRequestHandler):
             self.give(
                 {
                     "good": whole,
+                    "arrived": whole,
                     "large": picture(number, (200, 100)),
                     "turned": picture(number, orientation=6),
                     "png": picture(number, kind="PNG"),
