@@ -103,7 +103,7 @@ def _read_list(source: Path, images: Path, image_column: str, caption_column: st
             rows["bad_row"] += 1
             continue
         if re.match(r"[a-z][a-z0-9+.-]*://", name.strip(), re.IGNORECASE):
-            raise DataError(f"{source} names an address ({name.strip()[:60]}), not a file; download it first, for instance with img2dataset, which writes shards itself")
+            raise DataError(f"{source} names files and addresses; a list of addresses holds nothing else, so make two lists of it")
         path = os.path.normpath(os.path.join(images, name.strip()))
         one = found.setdefault(path, Candidate(os.path.normpath(name.strip()), path, fields={} if delimiter else line))
         texts = [clean_caption(text) for text in said if not _undecodable(text)]
