@@ -20,7 +20,8 @@ from test_build_shards import ROOT, SCRIPT, samples
 from web import PAGE, picture, web
 
 from vlpkit.data.addresses import find_addresses
-from vlpkit.data.download import download, pack_part, reason
+from vlpkit.data.arrivals import pack_part, reason
+from vlpkit.data.download import download
 from vlpkit.data.img2dataset import Fetching, environment
 from vlpkit.data.packing import Packing
 from vlpkit.data.parts import Part, draw_up
@@ -202,8 +203,8 @@ STATISTICS = {"count": 8, "successes": 4, "status_dict": {"success": 4, "HTTP Er
 PART = Part("0000000", "train", "train-000000.tar", 8)
 
 
-def raw(out: Path, **changes: Any) -> None:
-    """The list, the tar and the statistics of `PART`; `changes` replaces the statistics."""
+def raw(out: Path) -> None:
+    """The list, the tar and the statistics of `PART`."""
     work = out / "download"
     for name in ("lists", "raw", "done"):
         (work / name).mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def raw(out: Path, **changes: Any) -> None:
     came = {5: picture(5), 2: picture(2), 7: PAGE, 3: b""}
     members = [(f"0000000{at:03d}.{suffix}", content) for at, body in came.items() for suffix, content in (("jpg", body), ("json", json.dumps({"row": at}).encode()))]
     (work / "raw" / "0000000.tar").write_bytes(tar_bytes(members))
-    (work / "raw" / "0000000_stats.json").write_text(json.dumps({**STATISTICS, **changes}))
+    (work / "raw" / "0000000_stats.json").write_text(json.dumps(STATISTICS))
 
 
 def test_the_counts_of_a_part_sum_to_its_addresses(tmp_path: Path) -> None:
@@ -231,6 +232,7 @@ def test_images_are_reduced_keeping_their_ratio_and_upright(tmp_path: Path) -> N
     raw(tmp_path)
     tar = [("1.jpg", picture(1, (200, 100), orientation=6)), ("1.json", b'{"row": 1}')]
     (tmp_path / "download" / "raw" / "0000000.tar").write_bytes(tar_bytes(tar))
+    (tmp_path / "download" / "raw" / "0000000_stats.json").write_text('{"status_dict": {"success": 1}}')
     assert pack_part(PART, tmp_path, Packing(short_side=40)) is not None
     record = json.loads(samples(tmp_path)["000000001"]["json"])
     assert (record["width"], record["height"]) == (40, 80)
@@ -239,7 +241,9 @@ def test_images_are_reduced_keeping_their_ratio_and_upright(tmp_path: Path) -> N
 def test_what_is_not_whole_is_not_packed(tmp_path: Path) -> None:
     raw(tmp_path)
     place = tmp_path / "download" / "raw"
-    for name, content in (("0000000.tar", (place / "0000000.tar").read_bytes()[:-11000]), ("0000000_stats.json", b'{"count": 8, "stat')):
+    more = json.dumps({**STATISTICS, "status_dict": {"success": 5}}).encode()
+    cut = (place / "0000000.tar").read_bytes()[:-11000]
+    for name, content in (("0000000.tar", cut), ("0000000_stats.json", b'{"count": 8, "stat'), ("0000000_stats.json", more)):
         raw(tmp_path)
         (place / name).write_bytes(content)
         assert pack_part(PART, tmp_path, Packing()) is None

@@ -4,7 +4,6 @@ The work can be stopped at any time, however roughly; the same call goes on afte
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -18,48 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from vlpkit.data.addresses import AddressList
-from vlpkit.data.decode import Refused
-from vlpkit.data.durable import ShardFile, read_json, write_json
+from vlpkit.data.arrivals import STATISTICS, WORK, pack_part
+from vlpkit.data.durable import read_json
 from vlpkit.data.img2dataset import Fetching, Program, environment
-from vlpkit.data.packing import Packing, State, begin, examine, record, write_manifest
+from vlpkit.data.packing import Packing, State, begin, write_manifest
 from vlpkit.data.parts import Part, Plan, draw_up
-from vlpkit.data.sources import Candidate
-from vlpkit.data.tarscan import scan
 from vlpkit.errors import DataError
 
 log = logging.getLogger(__name__)
 
-WORK = "download"  # folder inside the result, there until all is done
-LOG = "img2dataset.log"  # inside it
+LOG = "img2dataset.log"
 POLL = 0.25  # seconds between looks at what img2dataset has finished
 PATIENCE = 10.0  # seconds between lines of progress
-STATISTICS, SUCCESS = "_stats.json", "success"  # img2dataset's words
-UNKNOWN = "fetch_error"
-# What urllib and the servers say, to one word each; the first that fits counts.
-REASONS = tuple(
-    (re.compile(pattern, re.IGNORECASE), reason)
-    for pattern, reason in (
-        (r"HTTP Error (\d{3})", r"http_\1"),
-        (r"X-Robots-Tag", "opted_out"),
-        (r"too many bytes", "too_many_bytes"),
-        (r"timed out", "timeout"),
-        (r"name or service|name resolution|nodename|getaddrinfo|no address associated", "no_host"),
-        (r"certificate|\bssl\b|\btls\b", "tls_error"),
-        (r"refused|unreachable|no route", "no_connection"),
-        (r"incompleteread|closed connection|reset by peer|aborted|broken pipe|eof occurred", "cut_off"),
-        (r"unknown url|can't contain|no host given|nonnumeric port|invalid url", "bad_address"),
-    )
-)
-
-
-def reason(message: str) -> str:
-    """One word for an error message of a download: http_404, timeout, no_host, ..., fetch_error for what is not known."""
-    for pattern, word in REASONS:
-        if found := pattern.search(message):
-            return found.expand(word)
-    return UNKNOWN
-
-
 def download(
     addresses: AddressList,
     out: Path,
@@ -219,55 +188,6 @@ class _Ahead:
         """The statistics stay: they tell img2dataset that the part is done."""
         for kind in ("tar", "parquet"):
             (self._work / "raw" / f"{part.name}.{kind}").unlink(missing_ok=True)
-
-
-def pack_part(part: Part, out: Path, packing: Packing) -> dict[str, Any] | None:
-    """Checks the downloads of one part, writes its shard and then its receipt; None when they are not whole."""
-    work = out / WORK
-    raw = work / "raw" / f"{part.name}.tar"
-    statistics = read_json(work / "raw" / f"{part.name}{STATISTICS}")
-    if statistics is None or not raw.is_file():
-        return None
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    scanned = scan(str(raw))
-    if not scanned.closed or any(flaw.reason != "empty_tar" for flaw in scanned.flaws):
-        return None
-    for member in scanned.members:
-        key, _, suffix = member.name.partition(".")
-        found.setdefault(key, {})[suffix] = (member.offset, member.size)
-    outcomes: Counter[str] = Counter()
-    for message, count in statistics["status_dict"].items():
-        if message != SUCCESS:
-            outcomes[word := reason(message)] += count
-            if word == UNKNOWN:
-                log.info("%s: %d times %s", part.shard, count, message[:200])
-    shard = ShardFile(out / part.shard)
-    with raw.open("rb") as file:
-
-        def read(place: tuple[int, int]) -> bytes:
-            return os.pread(file.fileno(), place[1], place[0])
-
-        captions = 0
-        candidates = part.candidates(work)
-        for key in sorted(found):  # in the order of the list; they arrived in another
-            one = candidates[json.loads(read(found[key]["json"]))["row"]]
-            outcome = _add(shard, one, read(found[key]["jpg"]), packing)
-            outcomes[outcome] += 1
-            captions += len(one.captions) if outcome == "written" else 0
-    if missing := part.addresses - outcomes.total():  # downloads that failed inside img2dataset itself are in none of its counts
-        outcomes[UNKNOWN] += missing
-    receipt = {"outcomes": dict(outcomes), "shard": {**shard.close(), "split": part.split, "captions": captions} if shard.samples else None}
-    write_json(work / "done" / f"{part.name}.json", receipt)
-    return receipt
-
-
-def _add(shard: ShardFile, one: Candidate, payload: bytes, packing: Packing) -> str:
-    try:
-        sample = examine(payload, packing)
-    except Refused as refused:
-        return refused.reason
-    shard.add(one.key, {sample.suffix: sample.payload, "json": record(one, sample)})
-    return "written"
 
 
 def _present(out: Path, receipt: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ ASKED = "import img2dataset, importlib.metadata; print(importlib.metadata.versio
 # Without the first it looks for updates over the network in every process that it starts.
 QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 DIGITS = 7  # of its shards' numbers, enough that their order by name is that by number
-PATIENCE = 6  # times the timeout that a whole download may take
+WHOLE = 6  # times the timeout that a whole download may take
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Fetching:
     """How addresses are fetched.
 
     Args:
-        timeout: seconds that a server may be silent; a whole download may take `PATIENCE` times as long.
+        timeout: seconds that a server may be silent; a whole download may take `WHOLE` times as long.
         retries: further attempts after a failed one.
         threads: downloads at a time in each process.
     """
@@ -107,7 +108,7 @@ class Program:
 
     def __init__(self, python: Path, *, lists: Path, out: Path, log: Path, samples_per_shard: int, fetching: Fetching, processes: int) -> None:
         settings = {
-            "seconds": PATIENCE * fetching.timeout,
+            "seconds": WHOLE * fetching.timeout,
             "bytes": LIMITS.bytes,
             "download": {
                 "url_list": str(lists),
@@ -154,8 +155,9 @@ class Program:
         return self._process.poll() is None
 
     def last_words(self) -> str:
-        """The exit code and the last line of what it said."""
+        """The exit code and the last error it spoke of, else the last line."""
         lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)] or lines
         return f"exit code {self._process.wait()}" + (f", {lines[-1].strip()[:300]}" if lines else "")
 
 
