@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LOG = "img2dataset.log"
 POLL = 0.25  # seconds between looks at what img2dataset has finished
 PATIENCE = 10.0  # seconds between lines of progress
+
+
 def download(
     addresses: AddressList,
     out: Path,
