@@ -9,9 +9,10 @@ from typing import Any
 
 from vlpkit.check import LISTS, signature_of
 from vlpkit.data.wishes import PAIRS
-from vlpkit.errors import no_draw, no_part, no_source, opaque_text
+from vlpkit.errors import did_you_mean, no_draw, no_part, no_source, opaque_text
 
 _OPAQUE = "vlpkit.encoders.hf.TransformersText"  # refuses a text that has an order
+_GROUPED = ("bias", "norm", "fresh", "loaded")  # words that stand for parameters wherever they are
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
 
 
@@ -67,6 +68,25 @@ def undrawn(cfg: Mapping[str, Any]) -> list[str]:
                 draw = value.partition(".")[0] if isinstance(value, str) and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", value) else None
                 if draw is not None and draw not in draws and draw not in cfg["model"]:
                     lines.append(f"{place}.{name}.{key} {no_draw(value, draws)}")
+    return lines
+
+
+def astray(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each address of ties, freeze and optimiser groups that begins with no part of the model; where it leads is seen at assembly."""
+    model, lines = cfg["model"], []
+    roots = [*(key for key, node in model.items() if isinstance(node, Mapping) and key not in LISTS), "heads"]
+    ties = model.get("ties") or []
+    told = [
+        *((f"model.ties[{i}]", side) for i, rule in enumerate(ties) for side in str(rule).split("->")),
+        *((f"model.freeze[{i}]", address) for i, address in enumerate(model.get("freeze") or [])),
+        *((f"optim.groups[{i}].match", group.get("match")) for i, group in enumerate(cfg["optim"].get("groups") or []) if isinstance(group, Mapping)),
+    ]
+    for place, address in told:
+        first = str(address or "").strip().partition(".")[0]
+        known = [*roots, *(_GROUPED if place.startswith("optim") else ())]
+        for word in re.findall(r"\w+", first) if "*" not in first else ():
+            if word not in known:
+                lines.append(f"{place}: {str(address).strip()!r} matches nothing: the model has no {word!r} (it has: {', '.join(roots)}). {did_you_mean(word, known)}".rstrip())
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.names import disordered, unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -15,6 +15,7 @@ def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(re
     assert unsourced(composed(f"model={recipe}")) == []
     assert unbuilt(composed(f"model={recipe}")) == []
     assert disordered(composed(f"model={recipe}")) == []
+    assert astray(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -67,3 +68,17 @@ def test_an_ordered_text_before_a_transformers_encoder_is_refused(overrides: tup
 
 def test_a_transformers_encoder_whose_words_are_read_freely_is_not() -> None:
     assert disordered(composed("model=albef", "text=roberta")) == []
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("+model.freeze=[vison.trunk]", "model.freeze[0]: 'vison.trunk' matches nothing: the model has no 'vison' (it has: vision, text, align, heads). Did you mean 'vision'?"),
+    ("optim.groups=[{match: norm, decay: 0.0}, {match: '{vision,txt}.trunk', lr_scale: 2.0}]", "optim.groups[1].match: '{vision,txt}.trunk' matches nothing: the model has no 'txt'"),
+    ("+model.ties=['text.trunk -> fusion.w']", "model.ties[0]: 'fusion.w' matches nothing: the model has no 'fusion'"),
+])  # fmt: skip
+def test_an_address_that_begins_with_no_part_is_refused(override: str, message: str) -> None:
+    (line,) = astray(composed("model=clip", override))
+    assert line.startswith(message)
+
+
+def test_an_address_that_begins_anywhere_is_left_to_assembly() -> None:
+    assert astray(composed("model=clip", "+model.freeze=['*.trunk.0-1']", "optim.groups=[{match: bias, decay: 0.0}]")) == []

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vlpkit.data.addresses import Row, find_addresses, wire
-from vlpkit.data.packing import Packing
 from vlpkit.data.parts import MOST, Plan, draw_up
+from vlpkit.data.prepare import Packing
 from vlpkit.errors import DataError
 
 A, B = "http://a.example/1.jpg", "https://b.example/2.png?w=3"

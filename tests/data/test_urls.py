@@ -23,8 +23,8 @@ from vlpkit.data.addresses import find_addresses
 from vlpkit.data.arrivals import pack_part, reason
 from vlpkit.data.download import download
 from vlpkit.data.img2dataset import Fetching, environment
-from vlpkit.data.packing import Packing
 from vlpkit.data.parts import Part, draw_up
+from vlpkit.data.prepare import Packing
 from vlpkit.errors import DataError
 
 LAUNCHER = ROOT / "vlpkit" / "data" / "launch_img2dataset.py"
@@ -119,6 +119,7 @@ def test_the_manifest_accounts_for_all_500_lines(built: Built) -> None:
     assert sum(built.manifest["rows"].values()) == 500
     assert sum(built.manifest["images"].values()) == built.manifest["rows"]["used"]
     assert sum(built.manifest["samples"].values()) == wanted["written"] == sum(shard["samples"] for shard in built.manifest["shards"])
+    assert built.manifest["kind"] == "addresses"
     assert f"{built.manifest['samples']['train']} samples to train on" in built.said
     assert "left out: http_404 48" in built.said
 
@@ -319,12 +320,15 @@ for address in sys.argv[2:]:
         (("list.tsv", "out", "--val", "3"), "leaves nothing to train on: there are 3 addresses"),
         (("list.tsv", "list.tsv/out"), "cannot write"),
         (("bare.txt", "out"), "holds addresses without captions"),
+        (("list.tsv", "out", "--split", "val"), "--split does not go with a list of addresses"),
+        (("files.tsv", "out", "--kind", "addresses"), "files.tsv is no list of addresses"),
     ],
 )
 def test_a_mistake_gets_one_message_and_exit_code_two(
     tmp_path: Path, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "list.tsv").write_text("".join(f"word\thttp://127.0.0.1:9/{number}.jpg\n" for number in range(3)))
+    (tmp_path / "files.tsv").write_text("image\tcaption\n1.jpg\ta cat\n")
     (tmp_path / "bare.txt").write_text("http://127.0.0.1:9/1.jpg\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(SCRIPT.parent))

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 DELIMITERS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 OBJECTS = (".jsonl", ".ndjson")
+KIND = "addresses"
 SEEN = 50  # lines that decide which column is which
 LONGEST = 8192  # characters of an address
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)

@@ -13,9 +13,9 @@ from typing import Any
 
 from vlpkit.data.decode import Refused
 from vlpkit.data.durable import ShardFile, read_json, write_json
-from vlpkit.data.packing import Packing, examine, record
 from vlpkit.data.parts import Part
-from vlpkit.data.sources import Candidate
+from vlpkit.data.prepare import Packing, members_of
+from vlpkit.data.sources.listing import Candidate
 from vlpkit.data.tarscan import scan
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def _arrived(part: Part, raw: Path) -> tuple[dict[str, int] | None, dict[str, di
 
 def _add(shard: ShardFile, one: Candidate, payload: bytes, packing: Packing) -> str:
     try:
-        sample = examine(payload, packing)
+        shard.add(one.key, members_of(one, payload, packing))
     except Refused as refused:
         return refused.reason
-    shard.add(one.key, {sample.suffix: sample.payload, "json": record(one, sample)})
     return "written"

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlpkit.data.addresses import AddressList
+from vlpkit.data.addresses import KIND, AddressList
 from vlpkit.data.arrivals import STATISTICS, WORK, pack_part
 from vlpkit.data.durable import read_json
 from vlpkit.data.img2dataset import Fetching, Program, environment
-from vlpkit.data.packing import Packing, State, begin, write_manifest
+from vlpkit.data.packing import State, begin, write_manifest
 from vlpkit.data.parts import Part, Plan, draw_up
+from vlpkit.data.prepare import Packing
 from vlpkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,6 @@ def _finish(plan: Plan, out: Path, packing: Packing, fetching: Fetching, state: 
             shutil.rmtree(out / WORK / name)  # perhaps the network was down: the next call starts anew
         table = ", ".join(f"{word} {count}" for word, count in state.outcomes.items())
         raise DataError(f"not one of {plan.total} addresses gave an image to train on ({table}); see whether the network works, and try one address by hand. What img2dataset said is in {out / WORK / LOG}")
-    manifest = write_manifest(out, packing, state, rows=plan.rows, timeout=fetching.timeout, retries=fetching.retries)
+    manifest = write_manifest(out, packing, state, rows=plan.rows, kind=KIND, timeout=fetching.timeout, retries=fetching.retries)
     shutil.rmtree(out / WORK)
     return manifest

@@ -20,8 +20,9 @@ import numpy as np
 from vlpkit.data.addresses import AddressList, Row
 from vlpkit.data.durable import read_json, write_json
 from vlpkit.data.img2dataset import DIGITS
-from vlpkit.data.packing import FORMAT, Packing
-from vlpkit.data.sources import Candidate
+from vlpkit.data.packing import FORMAT
+from vlpkit.data.prepare import Packing
+from vlpkit.data.sources.listing import Candidate
 from vlpkit.errors import DataError
 
 MOST = 32  # captions of one address: images that stand for nothing, such as a blank pixel, have thousands
