@@ -100,12 +100,12 @@ def built(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
         how = ["--val", "40", "--samples-per-shard", "100", "--timeout", "2", "--retries", "0", "--threads", "16", "--processes", "2", "--img2dataset", str(python.parents[1])]
         words = command(write_list(here / "cc3m.tsv", base), out, *how)
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as first:
-            assert until(lambda: list(out.glob("download/done/*.json")) or first.poll() is not None, 120)
+            assert until(lambda: list(out.glob("download/done/*.json")) or first.poll() is not None, 300)
             first.kill()
         before = {path.name for path in out.glob("*.tar")}
         until(lambda: not processes(str(out)), 10)
         survivors = processes(str(out))
-        second = subprocess.run(words, capture_output=True, text=True, timeout=170)
+        second = subprocess.run(words, capture_output=True, text=True, timeout=400)
         assert second.returncode == 0, second.stderr
         yield Built(out, json.loads((out / "manifest.json").read_text()), second.stdout + second.stderr, Counter(asked), before, survivors)
 
@@ -170,7 +170,7 @@ def test_the_shards_stream_and_a_run_trains_on_them(built: Built) -> None:
     train = next(word for word in built.said.split("\n") if word.startswith("python train.py")).replace("'", "").split()[1:]
     small = ["size.dim=32", "size.heads=2", "size.depth=2", "size.image=32", "size.vocab=300", "data.batch=16", "data.workers=0", "evals=[]", "total=2_steps"]
     where = [f"run_dir={built.out.parent / 'run'}", f"paths.cache={built.out.parent / 'cache'}"]
-    run = subprocess.run([sys.executable, *train, *small, *where], cwd=ROOT, capture_output=True, text=True, timeout=170)
+    run = subprocess.run([sys.executable, *train, *small, *where], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stderr
     assert "step 2/2" in run.stdout + run.stderr
 
