@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlpkit.assemble import dry_step
 from vlpkit.build import build
 from vlpkit.data.tokenize import Words, load_words
+from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
 from vlpkit.optim import Optim
 

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.builders import CLOCK, NARROW, composed
-from vlpkit.assemble import dry_step
 from vlpkit.build import build
 from vlpkit.data.tokenize import load_words
+from vlpkit.dry import dry_step
 from vlpkit.errors import ConfigError, DataError
 
 PIECES = [("<unk>", 0.0), ("</s>", 0.0), ("\u2581a", -1.0), ("\u2581red", -2.0), ("\u2581circle", -2.5), ("s", -3.0)]

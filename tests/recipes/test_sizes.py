@@ -20,9 +20,12 @@ from transformers.models.bert.modeling_bert import BertLayer
 from tests.builders import CLOCK, RECIPES, composed
 from tests.model import test_meta
 from tests.vocabulary import numbered_words
+<<<<<<< HEAD
 from vlpkit.address import matches
-from vlpkit.assemble import dry_step
+=======
+>>>>>>> main
 from vlpkit.card import count
+from vlpkit.dry import dry_step
 from vlpkit.model import VLModel
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "enc": 5, "dec": 6, "image": 7, "chunk": 8}
