@@ -20,10 +20,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from tests.builders import CLOCK, RECIPES, composed
 from tests.model import test_meta
 from tests.vocabulary import numbered_words
-<<<<<<< HEAD
 from vlpkit.address import matches
-=======
->>>>>>> main
 from vlpkit.card import count
 from vlpkit.dry import dry_step
 from vlpkit.model import VLModel
