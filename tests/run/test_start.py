@@ -346,8 +346,8 @@ def test_weights_that_cannot_be_are_refused_before_data_are_touched(tmp_path: Pa
 
 
 def test_a_group_of_the_optimiser_that_matches_nothing_is_refused_before_data_are_touched(tmp_path: Path) -> None:
-    code, said = train(["model=clip", f"run_dir={tmp_path / 'run'}", "optim.groups=[{match: fusion, lr_scale: 5.0}]", f"paths.cache={tmp_path / 'cache'}", *NARROW], tmp_path / "log")
-    assert (code, said) == (2, "optim.groups[0].match: 'fusion' matches no trainable parameter that an earlier group left\n")
+    code, said = train(["model=clip", f"run_dir={tmp_path / 'run'}", "optim.groups=[{match: vision.trunk.blocks.9, lr_scale: 5.0}]", f"paths.cache={tmp_path / 'cache'}", *NARROW], tmp_path / "log")
+    assert (code, said) == (2, "optim.groups[0].match: 'vision.trunk.blocks.9' matches no trainable parameter that an earlier group left\n")
     assert not (tmp_path / "cache").exists()
 
 
