@@ -21,6 +21,7 @@ from tests.builders import CLOCK, RECIPES, composed
 from tests.model import test_meta
 from tests.vocabulary import numbered_words
 from vlpkit.address import matches
+from vlpkit.assemble import assemble
 from vlpkit.card import count
 from vlpkit.dry import dry_step
 from vlpkit.model import VLModel
@@ -49,6 +50,13 @@ def built(vocab: int, *overrides: str) -> VLModel:
     """A command line, on the meta device."""
     cfg = composed(*overrides)
     return dry_step(cfg, words=numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"]), clock=CLOCK)[0].model
+
+
+def assembled(vocab: int, *overrides: str) -> VLModel:
+    """The same without a step, which takes most of the time where a model is large."""
+    cfg = composed(*overrides)
+    with torch.device("meta"):
+        return assemble(cfg, words=numbered_words(vocab, SPECIAL, length=cfg["model"]["text"]["words"]["length"]), clock=CLOCK).model
 
 
 def millions(*modules: nn.Module) -> float:
@@ -115,7 +123,7 @@ def test_meter_has_the_parameters_of_the_towers_it_borrows_and_of_layers_with_at
         clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-B-16"))
         roberta = RobertaModel(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1), add_pooling_layer=False)
         layer = BertLayer(BertConfig(is_decoder=True, add_cross_attention=True))
-    model = built(50265, "model=meter", "size=base", "size.image=224")
+    model = assembled(50265, "model=meter", "size=base", "size.image=224")
     vision, text = model.part("vision"), model.part("text")
     tower = millions(clip.visual) - millions(clip.visual.transformer.resblocks[-1]) - clip.visual.proj.numel() / 1e6
     assert millions(vision.embed, vision.trunk) == pytest.approx(tower)
@@ -129,10 +137,10 @@ GATED = "w.blocks.all.{cross,ffn}"
 def test_flamingo_has_the_parameters_of_what_it_borrows_and_of_the_gated_layers_of_its_paper() -> None:
     """Table 5 of the paper counts 1.2 billion in the gated layers of Flamingo-3B: 24 of width 2048 that read 1536. The resampler's heads are wider there
     (194 million), its frozen parts are an NFNet and a Chinchilla; ours are CLIP's and GPT-2's blocks, counted by their libraries."""
-    model = built(50259, "model=flamingo", "size=base", "model.vision.embed.dim=1536")
+    model = assembled(50259, "model=flamingo", "size=base", "model.vision.embed.dim=1536")
     gated = [p.numel() for name, p in model.part("decoder").named_parameters() if matches(GATED, name)]
     assert round(sum(gated) / 1e9, 1) == 1.2
-    model = built(50259, "model=flamingo", "size=base")
+    model = assembled(50259, "model=flamingo", "size=base")
     with torch.device("meta"):
         clip = open_clip.model.CLIP(**open_clip.get_model_config("ViT-L-14"))
         gpt = GPT2LMHeadModel(GPT2Config(n_embd=2048, n_layer=24, n_head=16, vocab_size=50259))
