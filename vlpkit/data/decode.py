@@ -261,7 +261,7 @@ def read_caption(txt: bytes | None, record: bytes | None) -> tuple[list[str], di
     `captions` of the record wins over its `caption`, and that over KEY.txt; blank ones are passed over. Raises
     Refused("missing_caption" | "empty_caption" | "bad_utf8" | "bad_record").
     """
-    fields = _read_record(record) if record is not None else {}
+    fields = read_record(record) if record is not None else {}
     found = False
     for candidates in (fields.get("captions"), fields.get("caption"), txt):
         if candidates is None:
@@ -286,7 +286,8 @@ def _utf8(raw: bytes) -> str:
         raise Refused("bad_utf8", str(error)) from None
 
 
-def _read_record(raw: bytes) -> dict[str, Any]:
+def read_record(raw: bytes) -> dict[str, Any]:
+    """A KEY.json as a dict. Raises Refused("bad_utf8" | "bad_record")."""
     if len(raw) > MAX_RECORD:
         raise Refused("bad_record", f"{len(raw)} bytes of JSON, at most {MAX_RECORD}")
     try:
