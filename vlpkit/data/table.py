@@ -130,6 +130,11 @@ def load_table(shard: Shard, *, folder: Path | None) -> Table | None:
     return table if again.digest == shard.digest and again.mtime_ns == shard.mtime_ns else None
 
 
+def unreadable(path: str, error: OSError) -> Shard:
+    """What is known of a shard that cannot be read: the reason."""
+    return Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),))
+
+
 def index_shard(path: str) -> tuple[Shard, Table]:
     """Scan one tar and group its members by key. Raises OSError when it cannot be read."""
     stat = os.stat(path)
