@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from vlpkit.data.inspect.tables import verdict_text
+from vlpkit.data.inspect.stats import measure
+from vlpkit.data.inspect.tables import stats_text, verdict_text
+from vlpkit.data.inspect.tokens import load_tokens
 from vlpkit.data.inspect.verify import verify
 from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import Holds
@@ -37,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--decode", action="store_true", help="decode every image to its last pixel")
     one.add_argument("--holds", choices=get_args(Holds), default="pairs", help="what a sample must have (default: %(default)s)")
     one.add_argument("--cache", type=Path, metavar="DIR", help="also hold the index that training keeps in DIR against the shards")
+    one = _command(commands, "stats", "sizes, formats, captions, tokens, records, shards; images are not decoded")
+    one.add_argument("--tokenizer", metavar="NAME", help="count tokens: wordpiece or bpe trains one on the captions; else a name on the hub, or a folder")
+    one.add_argument("--vocab", type=int, default=30000, metavar="N", help="most tokens of a trained tokenizer (default: %(default)s)")
+    one.add_argument("--clean", default="none", metavar="HOW", help="what is done to captions before they are tokenized: none, albef, blip or siglip (default: %(default)s)")
+    one.add_argument("--length", type=int, default=40, metavar="N", help="say how many captions have more tokens than N (default: %(default)s)")
+    one.add_argument("--top", type=int, default=10, metavar="N", help="most common captions to name (default: %(default)s)")
     return p
 
 
@@ -58,7 +66,23 @@ def run_verify(options: argparse.Namespace, paths: list[str]) -> int:
     return 1 if verdict.damaged else 0
 
 
-COMMANDS = {"verify": run_verify}
+def run_stats(options: argparse.Namespace, paths: list[str]) -> int:
+    """Always 0: what stats leave out is for verify to judge."""
+    for name, least in (("vocab", 1), ("length", 1), ("top", 0)):
+        if (found := vars(options)[name]) < least:
+            raise DataError(f"--{name} is {found}; it must be at least {least}")
+    began = time.monotonic()
+    tokens = None if options.tokenizer is None else load_tokens(options.tokenizer, paths, vocab=options.vocab, clean=options.clean)
+    stats = measure(paths, tokens=tokens, processes=options.processes)
+    length = None if tokens is None else options.length
+    if options.json:
+        print(json.dumps(stats.plain(length=length, top=options.top), indent=1))
+    else:
+        print(stats_text(stats, length=length, top=options.top, seconds=time.monotonic() - began))
+    return 0
+
+
+COMMANDS = {"verify": run_verify, "stats": run_stats}
 
 
 def main(arguments: list[str] | None = None) -> int:

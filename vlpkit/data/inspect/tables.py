@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vlpkit.data.inspect.findings import printable
+from vlpkit.data.inspect.spread import QUANTILES, Spread
+from vlpkit.data.inspect.stats import Stats
 from vlpkit.data.inspect.verify import Verdict
 
 _ROWS = 40  # shards of a table; all of them are in the JSON
+_LABELS = {
+    "width": "width, pixels", "height": "height, pixels", "short_side": "shorter side, pixels", "image_bytes": "encoded image, bytes",
+    "captions": "captions of a sample", "words": "words of a caption", "tokens": "tokens of a caption", "regions": "regions of an image",
+}  # fmt: skip
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -60,3 +66,45 @@ def verdict_text(verdict: Verdict, seconds: float) -> str:
     state = f"damage in {len(verdict.damaged)} of them" if verdict.damaged else "no damage found"
     speed = f"{seconds:.1f} s, {size(verdict.bytes / max(seconds, 1e-9))}/s"
     return "\n".join([*lines, f"{verdict.shards} shards, {verdict.samples} samples, {size(verdict.bytes)}: {state} ({speed})"])
+
+
+def stats_text(stats: Stats, *, length: int | None, top: int, seconds: float) -> str:
+    """What `stats` says: counts, a table of quantiles, the most common captions, how even the shards are."""
+    samples, sizes = stats.shards["samples"], stats.shards["bytes"]
+    lines = [f"{len(samples)} shards, {samples.total} samples, {size(sizes.total)} ({seconds:.1f} s, {size(sizes.total / max(seconds, 1e-9))}/s)"]
+    lines += [f"left out: {reason} {count}, for example {stats.left_out.examples[reason]}" for reason, count in stats.left_out.counts.most_common()]
+    for what, counts in (("members", stats.members), ("images", stats.formats), ("records", stats.fields)):
+        if counts:
+            lines.append(f"{what}: " + ", ".join(f"{printable(name)} {count}" for name, count in counts.most_common()))
+    spreads = {_LABELS[name]: spread for name, spread in stats.spreads.items()}
+    spreads |= {f"{printable(name)} in a record": spread for name, spread in stats.lists.items()}
+    spreads |= {"samples of a shard": samples, "bytes of a shard": sizes}
+    lines += ["", *_quantiles({name: spread for name, spread in spreads.items() if len(spread)}), ""]
+    tokens = stats.spreads["tokens"]
+    if length is not None and len(tokens):
+        cut = tokens.above(length)
+        lines.append(f"{share(cut, len(tokens))} of the captions ({cut} of {len(tokens)}) have more than {length} tokens and would be cut")
+    lines += _common(stats, top)
+    if samples.total:
+        lines.append(f"the largest shard has {(samples.most or 0) / samples.mean:.2f} times the mean number of samples, the smallest {(samples.least or 0) / samples.mean:.2f} times")
+    return "\n".join(lines)
+
+
+def _quantiles(spreads: Mapping[str, Spread]) -> list[str]:
+    head = ("", "count", "min", *(f"{100 * share:g} %" for share in QUANTILES), "max", "mean")
+    rows = [
+        (name, str(len(spread)), str(spread.least), *(str(spread.quantile(share)) for share in QUANTILES), str(spread.most), f"{spread.mean:.1f}")
+        for name, spread in spreads.items()
+    ]
+    return columns([head, *rows], right=range(1, len(head)))
+
+
+def _common(stats: Stats, top: int) -> list[str]:
+    captions = len(stats.spreads["words"])
+    if not captions:
+        return []
+    least = "at least " if stats.texts.missed else ""
+    lines = [f"{least}{share(stats.texts.repeated, captions)} of the captions occur more than once"]
+    if ranked := stats.texts.top(top):
+        lines += ["most common:", *(f"  {line}" for line in columns([(str(times), share(times, captions), printable(text)) for text, times in ranked], right=(0, 1)))]
+    return lines
