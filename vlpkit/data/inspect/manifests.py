@@ -28,11 +28,11 @@ class Listed:
     def compare(self, path: str, *, samples: int, size: int, findings: Findings, hashed: bool) -> None:
         """Book what differs; the hash, which reads the file, only when `hashed`."""
         if self.samples is not None and self.samples != samples:
-            findings.add("samples_differ", f"{samples} samples, listed are {self.samples}", count=abs(samples - self.samples))
+            findings.add("manifest_disagrees", f"{samples} samples, listed are {self.samples}")
         if self.bytes is not None and self.bytes != size:
-            findings.add("bytes_differ", f"{size} bytes, listed are {self.bytes}")
+            findings.add("manifest_disagrees", f"{size} bytes, listed are {self.bytes}")
         elif hashed and self.sha256 is not None and (found := digest(Path(path))) != self.sha256:
-            findings.add("hash_differs", f"sha256 is {found[:12]}..., listed is {self.sha256[:12]}...")
+            findings.add("altered", f"sha256 is {found[:12]}..., listed is {self.sha256[:12]}...")
 
 
 @dataclass

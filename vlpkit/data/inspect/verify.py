@@ -190,8 +190,8 @@ class _Claims:
 
 
 def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool) -> list[str]:
-    hashed = _Claims("image_hash_differs", "sha256", ours=ours)
-    sized = _Claims("image_size_differs", "size", ours=ours)
+    hashed = _Claims("altered_image", "sha256", ours=ours)
+    sized = _Claims("wrong_size", "size", ours=ours)
     images = opened.images
     for _, key, found in opened.samples(findings):
         record = _record(key, found, checks.holds, findings)
