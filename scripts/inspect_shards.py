@@ -13,8 +13,11 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
+from vlpkit.data.inspect.duplicates import LIMIT, MOST
+from vlpkit.data.inspect.listing import SUFFIXES, report
+from vlpkit.data.inspect.sheet import Sheet, make_sheet
 from vlpkit.data.inspect.stats import measure
-from vlpkit.data.inspect.tables import stats_text, verdict_text
+from vlpkit.data.inspect.tables import duplicates_text, stats_text, verdict_text
 from vlpkit.data.inspect.tokens import load_tokens
 from vlpkit.data.inspect.verify import verify
 from vlpkit.data.shardlist import expand
@@ -24,6 +27,9 @@ from vlpkit.errors import DataError, VlpError
 EPILOG = """\
 examples
   python scripts/inspect_shards.py verify 'data/flickr/*.tar' --decode
+  python scripts/inspect_shards.py stats 'cc3m/*.tar' --tokenizer wordpiece --length 40
+  python scripts/inspect_shards.py duplicates 'cc3m/*.tar' --against 'coco/val-*.tar' --out copies.csv
+  python scripts/inspect_shards.py sheet 'cc3m/*.tar' --out cc3m.png --seed 1
 
 exit code
   0 done and nothing wrong, 1 damage found (verify), 2 a mistake that the message explains
@@ -45,6 +51,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--clean", default="none", metavar="HOW", help="what is done to captions before they are tokenized: none, albef, blip or siglip (default: %(default)s)")
     one.add_argument("--length", type=int, default=40, metavar="N", help="say how many captions have more tokens than N (default: %(default)s)")
     one.add_argument("--top", type=int, default=10, metavar="N", help="most common captions to name (default: %(default)s)")
+    one = _command(commands, "duplicates", "images that are there twice or look the same, equal captions, and what an evaluation set has, too")
+    one.add_argument("--against", nargs="+", default=[], metavar="SHARDS", help="an evaluation set: which of its images are in the shards, too")
+    one.add_argument("--out", type=Path, metavar="FILE", help="list all copies, with keys, in a .csv or .jsonl")
+    one.add_argument("--distance", type=int, default=LIMIT, metavar="BITS", help="of 256 by which the looks of two images may differ (default: %(default)s)")
+    one.add_argument("--top", type=int, default=10, metavar="N", help="copies and captions to name here (default: %(default)s)")
+    one = _command(commands, "sheet", "a picture of some samples, chosen by a seed, with keys, captions and regions")
+    one.add_argument("--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="a .png (default: %(default)s)")
+    one.add_argument("--count", type=int, default=Sheet.count, metavar="N", help="samples (default: %(default)s)")
+    one.add_argument("--columns", type=int, default=Sheet.columns, metavar="N", help="samples in a row (default: %(default)s)")
+    one.add_argument("--tile", type=int, default=Sheet.tile, metavar="PIXELS", help="side of the square of an image (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=Sheet.seed, metavar="N", help="of the choice (default: %(default)s)")
+    one.add_argument("--no-regions", dest="regions", action="store_false", help="draw no boxes")
     return p
 
 
@@ -68,9 +86,7 @@ def run_verify(options: argparse.Namespace, paths: list[str]) -> int:
 
 def run_stats(options: argparse.Namespace, paths: list[str]) -> int:
     """Always 0: what stats leave out is for verify to judge."""
-    for name, least in (("vocab", 1), ("length", 1), ("top", 0)):
-        if (found := vars(options)[name]) < least:
-            raise DataError(f"--{name} is {found}; it must be at least {least}")
+    _at_least(options, vocab=1, length=1, top=0)
     began = time.monotonic()
     tokens = None if options.tokenizer is None else load_tokens(options.tokenizer, paths, vocab=options.vocab, clean=options.clean)
     stats = measure(paths, tokens=tokens, processes=options.processes)
@@ -82,7 +98,47 @@ def run_stats(options: argparse.Namespace, paths: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"verify": run_verify, "stats": run_stats}
+def run_duplicates(options: argparse.Namespace, paths: list[str]) -> int:
+    """Always 0: a copy is no damage."""
+    _at_least(options, top=0)
+    if not 0 <= options.distance <= MOST:
+        raise DataError(f"--distance is {options.distance}; it can be 0 to {MOST}, beyond which unrelated images are as near as copies")
+    _suffix(options.out, *SUFFIXES)
+    began = time.monotonic()
+    against = expand(options.against, os.getcwd(), key="--against") if options.against else []
+    found = report(paths, against, options.out, limit=options.distance, top=options.top, processes=options.processes)
+    print(json.dumps(found, indent=1) if options.json else duplicates_text(found, time.monotonic() - began))
+    return 0
+
+
+def run_sheet(options: argparse.Namespace, paths: list[str]) -> int:
+    """Always 0: a broken sample is shown as one."""
+    _suffix(options.out, ".png")
+    sheet = Sheet(options.count, options.columns, options.tile, options.seed, options.regions)
+    shown, findings = make_sheet(paths, options.out, sheet)
+    if options.json:
+        print(json.dumps({"sheet": str(options.out), "shown": shown, "findings": findings.plain()}, indent=1))
+        return 0
+    print(f"{options.out}: {shown} samples of {len(paths)} shards")
+    for reason, count in findings.counts.most_common():
+        print(f"{reason} {count}, for example {findings.examples[reason]}")
+    return 0
+
+
+def _at_least(options: argparse.Namespace, **least: int) -> None:
+    for name, limit in least.items():
+        if (found := vars(options)[name]) < limit:
+            raise DataError(f"--{name} is {found}; it must be at least {limit}")
+
+
+def _suffix(out: Path | None, *suffixes: str) -> None:
+    if out is not None and out.suffix not in suffixes:
+        raise DataError(f"--out is {out}; its name must end in {' or '.join(suffixes)}")
+    if out is not None and not out.parent.is_dir():
+        raise DataError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+
+
+COMMANDS = {"verify": run_verify, "stats": run_stats, "duplicates": run_duplicates, "sheet": run_sheet}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,26 +22,33 @@ class Listed:
     name: str
     split: str | None = None
     samples: int | None = None
-    bytes: int | None = None
+    size: int | None = None
     sha256: str | None = None
 
     def compare(self, path: str, *, samples: int, size: int, findings: Findings, hashed: bool) -> None:
         """Book what differs; the hash, which reads the file, only when `hashed`."""
         if self.samples is not None and self.samples != samples:
             findings.add("manifest_disagrees", f"{samples} samples, listed are {self.samples}")
-        if self.bytes is not None and self.bytes != size:
-            findings.add("manifest_disagrees", f"{size} bytes, listed are {self.bytes}")
+        if self.size is not None and self.size != size:
+            findings.add("manifest_disagrees", f"{size} bytes, listed are {self.size}")
         elif hashed and self.sha256 is not None and (found := digest(Path(path))) != self.sha256:
             findings.add("altered", f"sha256 is {found[:12]}..., listed is {self.sha256[:12]}...")
 
 
 @dataclass
 class Manifest:
-    """The manifest of a folder, and the hash of keys as it grows."""
+    """The manifest of a folder, and the hash of keys as it grows.
+
+    Args:
+        listed: shards by name.
+        keys_sha256: of all keys in that order; None: not written down.
+        files: sha256 of other files by name, such as lists of answers.
+    """
 
     path: Path
     listed: dict[str, Listed]
     keys_sha256: str | None
+    files: dict[str, str] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256)
     _seen: int = 0
 
@@ -63,6 +70,12 @@ class Manifest:
             findings.add("missing_shard", f"{missing[0]} is listed and not there", count=len(missing))
         if extra := [name for name in names if name not in self.listed]:
             findings.add("unlisted_shard", f"{extra[0]} is there and not listed", count=len(extra))
+        for name, sha256 in self.files.items():
+            file = self.path.parent / name
+            if not file.is_file():
+                findings.add("missing_file", f"{name} is listed and not there")
+            elif digest(file) != sha256:
+                findings.add("altered", f"{name} is not the listed file")
         if self.keys_sha256 is None or missing:
             return []
         if self._seen < len(self.listed):
@@ -85,7 +98,9 @@ def read_manifests(paths: Sequence[str]) -> tuple[dict[Path, Manifest], Findings
             findings.add("bad_manifest", f"{file}: no JSON object with a list `shards` of objects with a `name`")
             continue
         keys = content.get("keys_sha256")
-        found[folder] = Manifest(file, {entry["name"]: _listed(entry) for entry in shards}, keys if isinstance(keys, str) else None)
+        files = content.get("files")
+        named = {name: sha for name, sha in files.items() if name == Path(name).name and isinstance(sha, str)} if isinstance(files, Mapping) else {}
+        found[folder] = Manifest(file, {entry["name"]: _listed(entry) for entry in shards}, keys if isinstance(keys, str) else None, named)
     return found, findings
 
 
@@ -119,6 +134,8 @@ def _is_entry(entry: object) -> bool:
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:
-    numbers = {key: value for key in ("samples", "bytes") if isinstance(value := entry.get(key), int)}
-    texts = {key: value for key in ("split", "sha256") if isinstance(value := entry.get(key), str)}
-    return Listed(entry["name"], **numbers, **texts)
+    split, samples, size, sha256 = (entry.get(key) for key in ("split", "samples", "bytes", "sha256"))
+    return Listed(
+        entry["name"], split if isinstance(split, str) else None, samples if isinstance(samples, int) else None,
+        size if isinstance(size, int) else None, sha256 if isinstance(sha256, str) else None,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +28,24 @@ class Opened(NamedTuple):
         """Base name of the file."""
         return Path(self.shard.path).name
 
-    def samples(self, findings: Findings, *, only: Collection[str] | None = None) -> Iterator[tuple[int, str, dict[str, bytes]]]:
-        """Row, key and members (all, or the extensions `only`) of each sample; one that cannot be read is booked and passed over."""
+    def samples(
+        self, findings: Findings, *, only: Collection[str] | None = None, rows: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, str, dict[str, bytes]]]:
+        """Row, key and members of samples; one that cannot be read is booked and passed over.
+
+        Args:
+            findings: the book.
+            only: extensions that are read; None: all.
+            rows: of the samples; None: all.
+        """
         reader = Reader(Index([self.shard], folder=None, held={self.shard.path: self.table.pack()}))
-        for row, key in enumerate(self.table.keys):
+        for row in range(len(self.table.keys)) if rows is None else rows:
             try:
                 found = reader.read(row, only=only)
             except Refused as refused:
-                findings.refuse(key, refused)
+                findings.refuse(self.table.keys[row], refused)
                 continue
-            yield row, key, found
+            yield row, self.table.keys[row], found
 
     def extensions(self, *kinds: str) -> list[str]:
         """The extensions that end in one of `kinds`: `left.jpg` is a jpg, too."""

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from vlpkit.data.arrays import MEMBER, Archive, boxes_of
-from vlpkit.data.decode import Refused, read_caption, read_header, read_record
+from vlpkit.data.decode import Refused, read_header
 from vlpkit.data.inspect.findings import Findings
 from vlpkit.data.inspect.opened import Opened, open_shard
 from vlpkit.data.inspect.pool import each
+from vlpkit.data.inspect.said import texts_of
 from vlpkit.data.inspect.spread import Common, Spread
 from vlpkit.data.reader import TEXTS
 
@@ -105,7 +105,7 @@ def measure_shard(path: str, *, tokens: Count | None) -> Stats:
     images = opened.images
     for _, key, found in opened.samples(stats.left_out, only=[*images, *TEXTS, MEMBER]):
         try:
-            captions, record = _texts(found)
+            captions, record = texts_of(found)
             headers = [(read_header(found[ext]), len(found[ext])) for ext in images if ext in found]
             regions = _regions(found[MEMBER]) if MEMBER in found else None
         except Refused as refused:
@@ -123,16 +123,6 @@ def measure_shard(path: str, *, tokens: Count | None) -> Stats:
         _record(record, stats)
     stats.members.update(_members(opened))
     return stats
-
-
-def _texts(found: Mapping[str, bytes]) -> tuple[list[str], dict[str, Any]]:
-    """Captions and record; a sample without captions has none, which is no fault where images alone are trained on."""
-    try:
-        return read_caption(found.get("txt"), found.get("json"))
-    except Refused as refused:
-        if refused.reason != "missing_caption":
-            raise
-        return [], read_record(found["json"]) if "json" in found else {}
 
 
 def _regions(payload: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vlpkit.data.inspect.findings import printable
 from vlpkit.data.inspect.spread import QUANTILES, Spread
@@ -64,8 +65,8 @@ def verdict_text(verdict: Verdict, seconds: float) -> str:
     if len(verdict.notes) > _ROWS:
         lines.append(f"and {len(verdict.notes) - _ROWS} more notes (--json has all)")
     state = f"damage in {len(verdict.damaged)} of them" if verdict.damaged else "no damage found"
-    speed = f"{seconds:.1f} s, {size(verdict.bytes / max(seconds, 1e-9))}/s"
-    return "\n".join([*lines, f"{verdict.shards} shards, {verdict.samples} samples, {size(verdict.bytes)}: {state} ({speed})"])
+    speed = f"{seconds:.1f} s, {size(verdict.size / max(seconds, 1e-9))}/s"
+    return "\n".join([*lines, f"{verdict.shards} shards, {verdict.samples} samples, {size(verdict.size)}: {state} ({speed})"])
 
 
 def stats_text(stats: Stats, *, length: int | None, top: int, seconds: float) -> str:
@@ -108,3 +109,31 @@ def _common(stats: Stats, top: int) -> list[str]:
     if ranked := stats.texts.top(top):
         lines += ["most common:", *(f"  {line}" for line in columns([(str(times), share(times, captions), printable(text)) for text, times in ranked], right=(0, 1)))]
     return lines
+
+
+def duplicates_text(report: Mapping[str, Any], seconds: float) -> str:
+    """What `duplicates` says; `report` is its JSON."""
+    images, within, captions, against = report["images"], report["copies"], report["captions"], report["against"]
+    lines = [f"{images} images of {report['samples']} samples in {report['shards']} shards ({seconds:.1f} s)"]
+    lines += [f"left out: {reason} {one['count']}, for example {one['example']}" for reason, one in report["left_out"].items()]
+    if report["even"]:
+        lines.append(f"{report['even']} images are of one even colour, and compared by their bytes alone")
+    lines.append(f"copies: {within['exact'] + within['near']} ({share(within['exact'] + within['near'], images)}), {within['exact']} of the same bytes and {within['near']} that look the same")
+    lines += _rows(within["first"])
+    lines.append(
+        f"captions: {captions['captions']}, {captions['distinct']} different; of {captions['samples']} samples {captions['all_shared']} "
+        f"({share(captions['all_shared'], captions['samples'])}) have none of their own"
+    )
+    lines += [f"  {line}" for line in columns([(str(count), printable(text)) for count, text in captions["top"]], right=(0,))]
+    if against is not None:
+        both = against["exact"] + against["near"]
+        lines.append(f"in the evaluation set, too: {both} ({share(both, images)}), {against['exact']} of the same bytes and {against['near']} that look the same, of its {against['images']} images")
+        lines += _rows(against["first"])
+    if report["list"] is not None:
+        lines.append(f"listed in {report['list']}: a suggestion of what to leave out; the shards are as they were")
+    return "\n".join(lines)
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    cells = [(f"{row['shard']}: {row['key']}", "is" if row["exact"] else f"looks like ({row['distance']} of 256 bits differ)", f"{row['of_shard']}: {row['of_key']}") for row in rows]
+    return [f"  {line}" for line in columns([tuple(map(printable, row)) for row in cells])]

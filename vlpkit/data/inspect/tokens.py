@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.inspect.findings import Findings
 from vlpkit.data.inspect.opened import open_shard
+from vlpkit.data.inspect.said import captions_in
 from vlpkit.data.reader import TEXTS
 from vlpkit.data.vocabulary import TRAINING_CAPTIONS, Kind
 
@@ -52,11 +52,7 @@ def captions_of(paths: Sequence[str], *, limit: int = TRAINING_CAPTIONS) -> Iter
     given = 0
     for path in paths:
         for _, _, found in open_shard(path).samples(Findings(), only=TEXTS):
-            try:
-                captions, _ = read_caption(found.get("txt"), found.get("json"))
-            except Refused:
-                continue
-            for caption in captions[: limit - given]:
+            for caption in captions_in(found)[: limit - given]:
                 given += 1
                 yield caption
             if given >= limit:

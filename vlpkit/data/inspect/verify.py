@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlpkit.data.arrays import MEMBER, Archive, boxes_of, fractions, shape_of
-from vlpkit.data.decode import Refused, decode, read_caption, read_header, read_record
+from vlpkit.data.decode import Refused, decode, read_header, read_record
 from vlpkit.data.inspect.findings import Findings
 from vlpkit.data.inspect.manifests import Listed, Manifest, arranged, read_manifests, written_down
 from vlpkit.data.inspect.opened import Opened, open_shard
 from vlpkit.data.inspect.pool import each
+from vlpkit.data.inspect.said import tasks_of, texts_of
 from vlpkit.data.table import load_shard, load_table
 from vlpkit.data.tarscan import NO_END
 from vlpkit.data.wishes import Holds
@@ -55,7 +56,7 @@ class Checked:
 
     path: str
     samples: int
-    bytes: int
+    size: int  # bytes
     findings: Findings
     notes: list[str]
     keys: bytes
@@ -73,7 +74,7 @@ class Verdict:
 
     shards: int = 0
     samples: int = 0
-    bytes: int = 0
+    size: int = 0
     damaged: dict[str, Findings] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +94,7 @@ class Verdict:
     def plain(self) -> dict[str, object]:
         """As JSON has it."""
         damaged = {path: findings.plain() for path, findings in self.damaged.items()}
-        sums = {"shards": self.shards, "samples": self.samples, "bytes": self.bytes}
+        sums = {"shards": self.shards, "samples": self.samples, "bytes": self.size}
         return {**sums, "damaged": damaged, "by_reason": self.totals.plain(), "notes": self.notes}
 
 
@@ -112,7 +113,7 @@ def verify(
     if trouble:
         verdict.book("manifest.json", trouble)
     for one in each(partial(check_shard, checks=checks), ordered, processes=processes, doing="verified"):
-        verdict.shards, verdict.samples, verdict.bytes = verdict.shards + 1, verdict.samples + one.samples, verdict.bytes + one.bytes
+        verdict.shards, verdict.samples, verdict.size = verdict.shards + 1, verdict.samples + one.samples, verdict.size + one.size
         verdict.book(one.path, one.findings)
         verdict.notes += [f"{one.path}: {note}" for note in one.notes]
         hashes.append(one.hashes)
@@ -142,7 +143,7 @@ def check_shard(path: str, checks: Checks) -> Checked:
     except OSError as error:
         findings.add("unreadable", error.strerror or str(error))
     if not checks.quick:
-        notes += _payloads(opened, checks, findings, ours=listed is not None and listed.bytes is not None)
+        notes += _payloads(opened, checks, findings, ours=listed is not None and listed.size is not None)
     names = [key.encode("utf-8", "surrogateescape") for key in opened.table.keys]
     folder = hashlib.sha256(str(Path(path).parent).encode("utf-8", "surrogateescape")).digest()
     hashes = b"".join(hashlib.blake2b(name, digest_size=8, key=folder).digest() for name in names)
@@ -163,7 +164,7 @@ def repeated(paths: Sequence[str], hashes: Sequence[NDArray[np.uint64]]) -> Iter
             place = mine[np.argmin(order[mine])]
             at, first = int(order[place]), int(order[place - 1])
             key = open_shard(paths[shard]).table.keys[at - int(ends[shard] - len(hashes[shard]))]
-            example = f"{key} is also in {Path(paths[np.searchsorted(ends, first, side='right')]).name}"
+            example = f"{key} is also in {Path(paths[int(np.searchsorted(ends, first, side='right'))]).name}"
         findings.add("repeated_key", example, count=len(mine))
         yield paths[shard], findings
 
@@ -196,7 +197,7 @@ def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool)
     for _, key, found in opened.samples(findings):
         record = _record(key, found, checks.holds, findings)
         sizes = [] if checks.holds == "texts" else _images(key, {ext: found[ext] for ext in images if ext in found}, checks.decode, findings)
-        if len(sizes) == 1 and sizes[0]:
+        if sizes and sizes[0]:  # records speak of the first image
             if "sha256" in record:
                 hashed.say(key, record["sha256"], hashlib.sha256(next(found[ext] for ext in images if ext in found)).hexdigest())
             if "width" in record and "height" in record:
@@ -212,11 +213,14 @@ def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool)
 
 
 def _record(key: str, found: Mapping[str, bytes], holds: Holds, findings: Findings) -> dict[str, object]:
-    """The KEY.json of a sample, {} when it has none that can be read; captions are judged where they must be there."""
+    """The KEY.json of a sample, {} when it has none that can be read; captions are judged where they must be there, questions and statements stand in for them."""
     try:
         if holds == "images":
             return read_record(found["json"]) if "json" in found else {}
-        return read_caption(found.get("txt"), found.get("json"))[1]
+        captions, record = texts_of(found)
+        if not captions and not tasks_of(record):
+            findings.refuse(key, Refused("missing_caption"))
+        return record
     except Refused as refused:
         findings.refuse(key, refused)
         return {}
