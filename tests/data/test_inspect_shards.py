@@ -1,9 +1,7 @@
-"""Finished shards under the magnifying glass: every kind of damage has its word, nothing whole is blamed, copies are found and strangers are not."""
+"""Finished shards under the magnifying glass: every kind of damage has its word, and nothing whole is blamed."""
 
 from __future__ import annotations
 
-import csv
-import functools
 import hashlib
 import io
 import json
@@ -11,49 +9,24 @@ import os
 import pickle
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from inspecting import ROOT, Run
+from PIL import Image
 from shards import Members, jpeg, pair, tar_bytes, write_shards
 
-from vlpkit.data.durable import ShardFile, write_json
+from vlpkit.data.durable import write_json
 from vlpkit.data.index import build_index
-from vlpkit.data.inspect.duplicates import copies_in, copies_within, shared_captions, take_prints
-from vlpkit.data.inspect.findings import Findings
-from vlpkit.data.inspect.near import RADIUS, Near, blocks, popcount, popcount_by_table
-from vlpkit.data.inspect.sheet import Sheet, chosen
-from vlpkit.data.inspect.spread import Common, Spread
+from vlpkit.data.inspect.pool import each
 from vlpkit.data.packing import Packing, pack
 from vlpkit.data.shapes.detect import packed
-from vlpkit.data.shapes.write import write_world
 from vlpkit.data.sources import read_source
+from vlpkit.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
 FLICKR = ROOT.parent / "shared" / "data" / "flickr900" / "captions.csv"
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, standard output and standard error."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import inspect_shards
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = inspect_shards.main([*map(str, words), "--processes", "1"])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def damage(run: Run, *words: object) -> list[tuple[str, str, int]]:
@@ -62,9 +35,6 @@ def damage(run: Run, *words: object) -> list[tuple[str, str, int]]:
     found = json.loads(out)["damaged"]
     assert code == (1 if found else 0)
     return [(Path(path).name, reason, one["count"]) for path, reasons in found.items() for reason, one in reasons.items()]
-
-
-# ---------------------------------------------------------------- verify: tars and samples
 
 
 def test_whole_shards_are_whole(tmp_path: Path, run: Run) -> None:
@@ -198,9 +168,6 @@ def test_members_that_run_code_or_name_other_places_do_neither(tmp_path: Path, r
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "sheet.png"])
 
 
-# ---------------------------------------------------------------- verify: what is written down
-
-
 def packed_shards(folder: Path, *, val: int = 3) -> Path:
     """Shards of 12 images as scripts/build_shards.py writes them: val-000000.tar and train-000000..2.tar with a manifest."""
     (folder / "images").mkdir(parents=True)
@@ -322,225 +289,16 @@ def test_several_processes_find_the_same(tmp_path: Path, run: Run) -> None:
         assert stream.getvalue() == alone
 
 
-# ---------------------------------------------------------------- stats
+def test_a_worker_that_is_killed_ends_in_one_sentence() -> None:
+    with pytest.raises(DataError, match="try fewer --processes"):
+        list(each(int_or_die, ["1", "2", "die", "4"], processes=2, doing="tried"))
+    assert list(each(int_or_die, ["1", "2", "3"], processes=2, doing="tried")) == [1, 2, 3]
 
 
-def test_statistics_of_a_tiny_set_are_exact(tmp_path: Path, run: Run) -> None:
-    def image(size: tuple[int, int], kind: str) -> bytes:
-        stream = io.BytesIO()
-        Image.new("RGB", size, "teal").save(stream, kind)
-        return stream.getvalue()
-
-    images = [image((40, 30), "JPEG"), image((20, 50), "PNG"), image((64, 64), "WEBP"), image((16, 16), "JPEG")]
-    regions = packed({"boxes": np.array([[0, 0, 9, 9], [3, 3, 9, 9]], np.float32), "size": np.array([16, 16])})
-    record = {"captions": ["image 1 of 2", "a very red square"], "questions": [{"question": "a?", "answer": "b"}] * 3, "width": 64}
-    samples: list[Members] = [
-        [("a.jpg", images[0]), ("a.txt", b"image 1 of 2")],
-        [("b.png", images[1]), ("b.txt", b"IMAGE one")],
-        [("c.webp", images[2]), ("c.json", json.dumps(record).encode())],
-        [("d.jpg", images[3]), ("d.regions.npz", regions)],
-        [("e.jpg", b"broken"), ("e.txt", b"never counted")],
-    ]
-    (tmp_path / "0.tar").write_bytes(tar_bytes([member for sample in samples[:4] for member in sample]))
-    (tmp_path / "1.tar").write_bytes(tar_bytes(samples[4]))
-    found = json.loads(run("stats", tmp_path / "*.tar", "--json")[1])
-    assert found["samples"] == 4
-    assert found["left_out"] == {"not_an_image": {"count": 1, "example": "e: starts with b'broken'"}}
-    assert found["members"] == {"jpg": 3, "txt": 3, "png": 1, "webp": 1, "json": 1, "regions.npz": 1}
-    assert found["formats"] == {"JPEG": 2, "PNG": 1, "WEBP": 1}
-    assert found["width"]["histogram"] == [[16, 17, 1], [20, 21, 1], [40, 41, 1], [64, 65, 1]]
-    assert (found["width"]["min"], found["width"]["mean"], found["width"]["max"], found["width"]["quantiles"]["0.5"]) == (16, 35.0, 64, 20)
-    assert found["short_side"]["histogram"] == [[16, 17, 1], [20, 21, 1], [30, 31, 1], [64, 65, 1]]
-    assert found["image_bytes"]["mean"] == sum(map(len, images)) / 4
-    assert found["captions"]["histogram"] == [[0, 1, 1], [1, 2, 2], [2, 3, 1]]
-    assert found["words"]["histogram"] == [[2, 3, 1], [4, 5, 3]]
-    assert found["regions"]["histogram"] == [[2, 3, 1]]
-    assert found["lists"] == {"questions": found["lists"]["questions"]}
-    assert found["lists"]["questions"]["histogram"] == [[3, 4, 1]]
-    assert found["fields"] == {"captions": 1, "questions": 1, "width": 1}
-    assert found["common_captions"] == {"top": [["image 1 of 2", 2]], "repeated": 2, "uncounted": 0}
-    assert found["shards"]["samples"]["histogram"] == [[1, 2, 1], [4, 5, 1]]
-    assert found["cut"] is None
-    text = run("stats", tmp_path / "*.tar")[1]
-    assert "2 shards, 5 samples" in text
-    assert "left out: not_an_image 1" in text
-    assert "  2  50.0 %  image 1 of 2" in text
-    assert "the largest shard has 1.60 times the mean number of samples, the smallest 0.40 times" in text
-
-
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_tokens_are_those_of_the_tokenizer_that_training_would_make(tmp_path: Path, run: Run, kind: str) -> None:
-    from vlpkit.data.tokenize import load_words
-
-    write_shards(tmp_path, [30, 30], captions=2)
-    texts = [f"caption {c} of {n}" for n in range(60) for c in range(2)]
-    words = load_words(name="", kind=kind, size=290, length=99, captions=lambda: texts)  # type: ignore[arg-type]
-    lengths = Counter(int(words.encode([text]).ids.shape[1]) for text in texts)
-    found = json.loads(run("stats", tmp_path / "*.tar", "--json", "--tokenizer", kind, "--vocab", 290, "--length", 7)[1])
-    assert found["tokens"]["histogram"] == [[value, value + 1, count] for value, count in sorted(lengths.items())]
-    assert found["cut"] == {"length": 7, "captions": sum(count for value, count in lengths.items() if value > 7)}
-    words.save(tmp_path / "tokenizer")
-    again = run("stats", tmp_path / "*.tar", "--json", "--tokenizer", tmp_path / "tokenizer", "--length", 7)[1]
-    assert json.loads(again)["tokens"] == found["tokens"]
-
-
-def test_a_spread_is_exact_for_small_numbers_close_for_large_ones_and_does_not_grow() -> None:
-    rng = np.random.default_rng(0)
-    small, large = rng.integers(0, 4096, 5000).tolist(), (10 ** rng.uniform(3, 9, 200_000)).astype(int).tolist()
-    spread, parts = Spread(), [Spread(), Spread()]
-    for number, value in enumerate(small):
-        spread.add(value)
-        parts[number % 2].add(value)
-    parts[0].merge(parts[1])
-    assert parts[0] == spread
-    assert [spread.quantile(q) for q in (0, 0.1, 0.5, 0.99, 1)] == [int(np.quantile(small, q, method="inverted_cdf")) for q in (0, 0.1, 0.5, 0.99, 1)]
-    assert spread.above(4000) == sum(value > 4000 for value in small)
-    assert sum(count for *_, count in spread.histogram()) == 5000
-    wide = Spread()
-    for value in large:
-        wide.add(value)
-    assert (len(wide), wide.total, wide.least, wide.most) == (200_000, sum(large), min(large), max(large))
-    for q in (0.01, 0.5, 0.99):
-        true = int(np.quantile(large, q, method="inverted_cdf"))
-        assert true * (1 - 1 / 2048) <= wide.quantile(q) <= true
-    assert len(wide.counts) < 21 * 2048
-    assert all(low < high for low, high, _ in wide.histogram())
-
-
-def test_frequent_texts_are_found_among_any_number_of_others() -> None:
-    common, rest = Common(limit=50), iter(range(10**6))
-    for turn in range(3000):
-        common.add("boilerplate")
-        common.add(f"unique {next(rest)}")
-        if turn % 3 == 0:
-            common.add("less so")
-    assert len(common.counts) < 100
-    assert [text for text, _ in common.top(2)] == ["boilerplate", "less so"]
-    counts = dict(common.top(2))
-    assert 3000 - common.missed <= counts["boilerplate"] <= 3000
-    assert 1000 - common.missed <= counts["less so"] <= 1000
-
-
-# ---------------------------------------------------------------- duplicates
-
-
-def test_no_near_pair_is_missed_and_none_is_found_twice() -> None:
-    rng = np.random.default_rng(1)
-    words = rng.integers(0, 2**64, 3000, dtype=np.uint64)
-    for _ in range(700):
-        source, target = rng.integers(0, 3000, 2)
-        flips = sum(1 << int(bit) for bit in rng.choice(64, rng.integers(0, 12), replace=False))
-        words[target] = words[source] ^ np.uint64(flips)
-    distance = popcount(words[:, None] ^ words[None])
-    expected = [(int(a), int(b)) for a, b in np.argwhere(distance <= RADIUS) if b < a]
-    near, found = Near(words), []
-    for start, stop in blocks(len(words)):
-        pairs = near.search(words[start:stop], before=start)
-        found += [(int(query) + start, int(other)) for query, other in zip(pairs.query, pairs.found)]
-    assert sorted(found) == expected
-    assert len(expected) > 300
-    assert (popcount_by_table(words) == popcount(words)).all()
-
-
-@functools.cache
-def photo(seed: int) -> Image.Image:
-    """Something with the spectrum of a photograph: noise, the coarser the stronger, in colours."""
-    rng = np.random.default_rng(seed)
-    total = np.zeros((240, 320, 3))
-    for octave in range(1, 7):
-        layer = Image.fromarray(rng.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)
-        total += np.asarray(layer, float) / 2**octave
-    return Image.fromarray((20 + 200 * (total - total.min()) / np.ptp(total)).astype(np.uint8))
-
-
-def as_file(image: Image.Image, kind: str = "JPEG", quality: int = 90) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, quality=quality)
-    return stream.getvalue()
-
-
-CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
-    "same": as_file,
-    "quality": lambda image: as_file(image, quality=25),
-    "png": lambda image: as_file(image, "PNG"),
-    "webp": lambda image: as_file(image, "WEBP", 60),
-    "half": lambda image: as_file(image.resize((160, 120), Image.Resampling.LANCZOS)),
-    "double": lambda image: as_file(image.resize((640, 480), Image.Resampling.BICUBIC)),
-    "square": lambda image: as_file(image.resize((224, 224), Image.Resampling.BICUBIC)),
-    "cropped": lambda image: as_file(image.crop((6, 5, 314, 235))),
-    "brighter": lambda image: as_file(image.point(lambda v: min(255, int(1.15 * v + 6)))),
-    "blurred": lambda image: as_file(image.filter(ImageFilter.GaussianBlur(2))),
-}
-
-
-def album(path: Path, images: dict[str, bytes], captions: dict[str, list[str]] | None = None) -> Path:
-    """One shard of images by key."""
-    shard = ShardFile(path)
-    for key, payload in images.items():
-        shard.add(key, {"png" if payload[:4] == b"\x89PNG" else "webp" if payload[:4] == b"RIFF" else "jpg": payload, "json": json.dumps({"captions": (captions or {}).get(key, [key])}).encode()})
-    shard.close()
-    return path
-
-
-def test_copies_are_found_however_they_were_stored_and_strangers_are_not(tmp_path: Path) -> None:
-    originals = {f"{seed}": as_file(photo(seed)) for seed in range(40)}
-    changed = {f"{seed}-{name}": change(photo(seed)) for seed in range(12) for name, change in CHANGES.items()}
-    first, second = album(tmp_path / "0.tar", originals), album(tmp_path / "1.tar", changed)
-    prints, _ = take_prints([str(first), str(second)], processes=1)
-    copies = copies_within(prints)
-    keys = [*originals, *changed]
-    assert [keys[number] if number >= 0 else "" for number in copies.of] == [""] * 40 + [key.split("-")[0] for key in changed]
-    assert [key for key, exact in zip(keys, copies.exact) if exact] == [f"{seed}-same" for seed in range(12)]
-    assert max(copies.distance) <= 64
-
-
-def test_one_of_each_group_is_kept_and_it_is_the_first(tmp_path: Path) -> None:
-    images = {"b": photo(1), "a": photo(2)}
-    files = {key + name: CHANGES[name](image) for name in ("half", "quality", "same", "png") for key, image in images.items()}
-    prints, _ = take_prints([str(album(tmp_path / "0.tar", files))], processes=1)
-    assert copies_within(prints).of.tolist() == [-1, -1, 0, 1, 0, 1, 0, 1]
-
-
-def test_even_images_are_compared_by_their_bytes_alone(tmp_path: Path) -> None:
-    colours = ["white", "gray", "black", "white"]
-    files = {f"{number}": as_file(Image.new("RGB", (40, 40), colour)) for number, colour in enumerate(colours)}
-    prints, _ = take_prints([str(album(tmp_path / "0.tar", files))], processes=1)
-    assert prints.flat.tolist() == [True] * 4
-    assert copies_within(prints).of.tolist() == [-1, -1, -1, 0]
-    assert copies_in(prints, prints).of.tolist() == [0, 1, 2, 0]
-
-
-def test_scenes_of_a_synthetic_world_are_no_copies_of_each_other(tmp_path: Path) -> None:
-    world = write_world(tmp_path / "world", train=300, val=1)
-    prints, _ = take_prints([str(world / "train-000000.tar")], processes=1)
-    assert copies_within(prints).of.tolist() == [-1] * 300
-
-
-def test_equal_captions_of_different_samples_are_counted_once_each(tmp_path: Path) -> None:
-    captions = {"0": ["Click here", "one"], "1": ["click HERE"], "2": ["click here", "click here", "two"], "3": ["three"], "4": ["three"]}
-    files = {key: jpeg(int(key)) for key in captions}
-    prints, _ = take_prints([str(album(tmp_path / "0.tar", files, captions))], processes=1)
-    found = shared_captions(prints)
-    assert (found.captions, found.distinct, found.samples, found.all_shared) == (7, 4, 5, 3)
-    assert [count for count, *_ in found.top] == [3, 2]
-
-
-def test_what_an_evaluation_set_has_too_is_listed_with_keys(tmp_path: Path, run: Run) -> None:
-    train = album(tmp_path / "train-0.tar", {f"t{seed}": as_file(photo(seed)) for seed in range(6)} | {"twin": CHANGES["half"](photo(3))})
-    album(tmp_path / "val-0.tar", {"v4": as_file(photo(4)), "v9": as_file(photo(9)), "v1": CHANGES["cropped"](photo(1))})
-    expected = [("twin", "copy", "t3"), ("t1", "evaluation", "v1"), ("t4", "evaluation", "v4")]
-    for suffix in (".csv", ".jsonl"):
-        out = tmp_path / f"list{suffix}"
-        code, text, _ = run("duplicates", train, "--against", tmp_path / "val-*.tar", "--out", out)
-        assert code == 0
-        rows = list(csv.DictReader(out.open())) if suffix == ".csv" else [json.loads(line) for line in out.read_text().splitlines()]
-        assert [(row["key"], row["why"], row["of_key"]) for row in rows] == expected
-        assert [row["shard"] for row in rows] == ["train-0.tar"] * 3
-        assert [str(row["exact"]).lower() for row in rows] == ["false", "false", "true"]
-        assert [row["of_shard"] for row in rows] == ["train-0.tar", "val-0.tar", "val-0.tar"]
-    assert "copies: 1 (14.3 %), 0 of the same bytes and 1 that look the same" in text
-    assert "in the evaluation set, too: 2 (28.6 %), 1 of the same bytes and 1 that look the same, of its 3 images" in text
-    assert "a suggestion of what to leave out" in text
+def int_or_die(word: str) -> int:
+    if word == "die":
+        os._exit(9)
+    return int(word)
 
 
 def test_damaged_shards_are_passed_over_and_counted(tmp_path: Path, run: Run) -> None:
@@ -565,63 +323,6 @@ def test_real_photographs_verify_and_are_no_copies_of_each_other(tmp_path: Path,
     found = json.loads(run("duplicates", tmp_path / "train-*.tar", "--against", tmp_path / "val-*.tar", "--json", "--distance", 80)[1])
     assert [found["images"], found["copies"]["first"], found["against"]["images"], found["against"]["first"]] == [800, [], 100, []]
     assert run("sheet", tmp_path / "*.tar", "--out", tmp_path / "sheet.png")[0] == 0
-
-
-# ---------------------------------------------------------------- sheet
-
-
-def pixels(path: Path) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
-def test_a_sheet_has_the_size_asked_for_and_depends_on_the_seed_alone(tmp_path: Path, run: Run) -> None:
-    write_shards(tmp_path, [20, 20])
-    pages = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        code, out, _ = run("sheet", tmp_path / "*.tar", "--out", tmp_path / f"{name}.png", "--seed", seed, "--count", 8, "--columns", 3, "--tile", 100)
-        assert code == 0
-        assert out == f"{tmp_path / f'{name}.png'}: 8 samples of 2 shards\n"
-        pages.append((tmp_path / f"{name}.png").read_bytes())
-    assert pages[0] == pages[1] != pages[2]
-    page = Image.open(tmp_path / "a.png")
-    assert page.width == 3 * 110 + 10
-    assert (page.height - 10) % 3 == 0
-    assert 3 * (110 + 40) < page.height < 3 * (110 + 90)
-    run("sheet", tmp_path / "*.tar", "--out", tmp_path / "d.png", "--count", 100, "--columns", 8, "--tile", 48)
-    assert Image.open(tmp_path / "d.png").size[0] == 8 * 58 + 10
-
-
-def test_images_boxes_and_captions_stand_where_they_belong(tmp_path: Path, run: Run) -> None:
-    shard = ShardFile(tmp_path / "0.tar")
-    stored = packed({"boxes": np.array([[10, 10, 30, 40], [0, 0, 5, 5]], np.float32), "size": np.array([40, 80]), "confidences": np.array([0.9, 0.1], np.float16)})
-    shard.add("k", {"png": as_file(Image.new("RGB", (40, 80), "yellow"), "PNG"), "regions.npz": stored, "txt": b"words"})
-    shard.close()
-    run("sheet", tmp_path / "0.tar", "--out", tmp_path / "a.png", "--tile", 160)
-    page = pixels(tmp_path / "a.png")
-    square = page[10:170, 10:170]
-    assert (square[80, :38] == 238).all()  # beside an image that is taller than wide
-    assert (square[150, 41:118] == [255, 255, 0]).all()
-    assert (square[21, 62:98] == [230, 25, 75]).all()  # the upper edge of the sure box, and no other
-    assert (square[5, 42:118] == [255, 255, 0]).all()
-    assert (page[175:] < 128).any()  # the key and the caption
-    run("sheet", tmp_path / "0.tar", "--out", tmp_path / "b.png", "--tile", 160, "--no-regions")
-    assert (pixels(tmp_path / "b.png")[10:170, 52:128] == [255, 255, 0]).all()
-
-
-def test_of_many_shards_few_are_opened(tmp_path: Path) -> None:
-    paths = write_shards(tmp_path, [2] * 100)
-    (tmp_path / "train-007.tar").write_bytes(b"")
-    findings = Findings()
-    found = chosen(paths, Sheet(count=12, seed=5), findings)
-    assert sum(len(rows) for _, rows in found) == 12
-    assert len(found) <= 12
-    assert found != chosen(paths, Sheet(count=12, seed=6), findings)
-    assert [rows for _, rows in found] == [rows for _, rows in chosen(paths, Sheet(count=12, seed=5), findings)]
-    assert [one.shard.path for one, _ in found] == sorted(one.shard.path for one, _ in found)
-    assert sum(len(rows) for _, rows in chosen(paths, Sheet(count=2000), findings)) <= 198
-
-
-# ---------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
