@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from inspecting import Run
+import pytest
+from inspecting import ROOT, Run
 from PIL import Image, ImageFilter
 from shards import jpeg
 
@@ -18,6 +19,8 @@ from vlpkit.data.durable import ShardFile
 from vlpkit.data.inspect.duplicates import copies_in, copies_within, shared_captions, take_prints
 from vlpkit.data.inspect.near import RADIUS, Near, blocks, popcount, popcount_by_table
 from vlpkit.data.shapes.write import write_world
+
+FLICKR = ROOT.parent / "shared" / "data" / "flickr900" / "images"
 
 
 def test_no_near_pair_is_missed_and_none_is_found_twice() -> None:
@@ -60,10 +63,10 @@ CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
     "quality": lambda image: as_file(image, quality=25),
     "png": lambda image: as_file(image, "PNG"),
     "webp": lambda image: as_file(image, "WEBP", 60),
-    "half": lambda image: as_file(image.resize((160, 120), Image.Resampling.LANCZOS)),
-    "double": lambda image: as_file(image.resize((640, 480), Image.Resampling.BICUBIC)),
+    "half": lambda image: as_file(image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)),
+    "double": lambda image: as_file(image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC)),
     "square": lambda image: as_file(image.resize((224, 224), Image.Resampling.BICUBIC)),
-    "cropped": lambda image: as_file(image.crop((6, 5, 314, 235))),
+    "cropped": lambda image: as_file(image.crop((image.width // 50, image.height // 50, image.width * 49 // 50, image.height * 49 // 50))),
     "brighter": lambda image: as_file(image.point(lambda v: min(255, int(1.15 * v + 6)))),
     "blurred": lambda image: as_file(image.filter(ImageFilter.GaussianBlur(2))),
 }
@@ -88,6 +91,23 @@ def test_copies_are_found_however_they_were_stored_and_strangers_are_not(tmp_pat
     assert [keys[number] if number >= 0 else "" for number in copies.of] == [""] * 40 + [key.split("-")[0] for key in changed]
     assert [key for key, exact in zip(keys, copies.exact) if exact] == [f"{seed}-same" for seed in range(12)]
     assert max(copies.distance) <= 64
+
+
+@pytest.mark.skipif(not FLICKR.exists(), reason="the 900 photographs of ../shared/data/flickr900 are not here")
+def test_of_real_photographs_all_copies_are_found_and_nearly_all_that_are_cropped_a_little(tmp_path: Path) -> None:
+    files = sorted(FLICKR.iterdir())[::12]
+    album(tmp_path / "0.tar", {str(number): path.read_bytes() for number, path in enumerate(files)})
+    prints, _ = take_prints([str(tmp_path / "0.tar")], processes=1)
+    assert copies_within(prints).of.tolist() == [-1] * len(files)
+    found = {}
+    for name in ("quality", "half", "square", "brighter", "cropped"):
+        stored = {str(number): CHANGES[name](Image.open(path).convert("RGB")) for number, path in enumerate(files)}
+        changed, _ = take_prints([str(album(tmp_path / f"{name}.tar", stored))], processes=1)
+        of = copies_in(changed, prints).of
+        assert [int(one) for at, one in enumerate(of) if one not in (-1, at)] == []
+        found[name] = float((of >= 0).mean())
+    assert found == {"quality": 1, "half": 1, "square": 1, "brighter": 1, "cropped": found["cropped"]}
+    assert found["cropped"] >= 0.93
 
 
 def test_one_of_each_group_is_kept_and_it_is_the_first(tmp_path: Path) -> None:

@@ -66,6 +66,24 @@ def test_statistics_of_a_tiny_set_are_exact(tmp_path: Path, run: Run) -> None:
     assert "the largest shard has 1.60 times the mean number of samples, the smallest 0.40 times" in text
 
 
+def test_a_png_is_measured_without_its_pixels_and_turned_by_its_exif_tag_wherever_that_stands(tmp_path: Path, run: Run) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(stream, "PNG", exif=exif)
+    turned = stream.getvalue()
+    at = turned.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(turned[at : at + 4], "big")
+    behind = turned[:at] + turned[at + size : -12] + turned[at : at + size] + turned[-12:]  # behind the pixels, in front of the end
+    plain = bytearray(filled((50, 20), "PNG"))
+    plain[plain.index(b"IDAT") + 6] ^= 0xFF
+    (tmp_path / "0.tar").write_bytes(tar_bytes([("a.png", turned), ("b.png", behind), ("c.png", bytes(plain))]))
+    found = json.loads(run("stats", tmp_path / "0.tar", "--json")[1])
+    assert found["width"]["histogram"] == [[30, 31, 2], [50, 51, 1]]
+    assert found["height"]["histogram"] == [[20, 21, 1], [40, 41, 2]]
+    assert run("verify", tmp_path / "0.tar", "--holds", "images", "--decode")[1].splitlines()[1].split()[1:3] == ["broken_image", "1"]
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 def test_tokens_are_those_of_the_tokenizer_that_training_would_make(tmp_path: Path, run: Run, kind: str) -> None:
     from vlpkit.data.tokenize import load_words

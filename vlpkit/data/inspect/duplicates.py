@@ -15,7 +15,7 @@ from vlpkit.data.inspect.prints import CONTRAST, Prints, joined, prints_of_shard
 
 LIMIT = 64  # of 256 bits by which two images may differ
 MOST = 80  # beyond it unrelated images are as near as copies
-COLOUR = CONTRAST  # by which the colours of two copies may differ in one place: one standard deviation
+COLOUR = 4 * CONTRAST // 3  # by which the colours of two copies may differ in one place: one and a third standard deviations
 _NONE = -1
 _SLICE = 1 << 16  # pairs whose colours are compared at a time
 

@@ -1,5 +1,5 @@
-"""What an image looks like, in some 250 bytes with what its bytes and captions are: enough to find copies among millions.
-The signs of an image's lowest frequencies and its colours in 64 places survive another size, another quality and a little cropping."""
+"""What an image looks like, in some 400 bytes with what its bytes and captions are: enough to find copies among millions.
+The signs of an image's lowest frequencies and its colours in 100 places survive another size, another quality and a little cropping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlpkit.data.reader import TEXTS
 SIDE = 32  # pixels of the grey square that is looked at
 COARSE, FINE = 8, 16  # frequencies a side: 64 bits to search by and 256 to judge by
 WORDS = FINE * FINE // 64
-PLACES = 8  # a side, in which colours are compared
+PLACES = 10  # a side, in which colours are compared
 CONTRAST = 48  # what one standard deviation of an image's own values becomes in its colours
 _DECODED = 64  # pixels a side that a JPEG is decoded to at least
 _FLAT = 2.0  # grey levels of standard deviation below which an image is too even for its frequencies to mean anything
@@ -32,7 +32,7 @@ class Print(NamedTuple):
     Args:
         coarse: uint64.
         fine: (4,) uint64.
-        colours: (192,) uint8, the mean of red, green and blue in 8 x 8 places, of an image brought to the same mean and contrast as all others.
+        colours: (300,) uint8, the mean of red, green and blue in 10 x 10 places, of an image brought to the same mean and contrast as all others.
         flat: the image is even, and all of these are noise.
     """
 
@@ -48,7 +48,7 @@ class Prints(NamedTuple):
     Args:
         samples: number of samples, those without a usable image included.
         rows: (N,) int64 sample of each image, within the shard or the set.
-        coarse: (N,) uint64; fine: (N, 4) uint64; colours: (N, 192) uint8; flat: (N,) bool, as of `Print`.
+        coarse: (N,) uint64; fine: (N, 4) uint64; colours: (N, 300) uint8; flat: (N,) bool, as of `Print`.
         exact: (N, 2) uint64, half of the sha256 of its bytes.
         captions: (C,) uint64 hash of each caption; owners: (C,) int64 sample of each.
         left_out: samples that could not be read.
