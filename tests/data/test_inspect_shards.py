@@ -248,6 +248,9 @@ def test_records_that_speak_of_another_file_are_told_from_an_image_that_was_chan
     assert damage(run, tmp_path / "a" / "*.tar") == []
     write_shards(tmp_path / "b", [3], odd={n: described(n, **true[n] | ({"sha256": "0" * 64, "width": 25} if n == 1 else {})) for n in range(3)})
     assert damage(run, tmp_path / "b" / "*.tar") == [("train-000.tar", "altered_image", 1), ("train-000.tar", "wrong_size", 1)]
+    seconds = {n: [*described(n, **true[n], right={**true[n], **({"height": 21} if n == 2 else {})}), (f"{n:06d}.right.jpg", jpeg(n))] for n in range(3)}
+    write_shards(tmp_path / "d", [3], odd=seconds)
+    assert damage(run, tmp_path / "d" / "*.tar") == [("train-000.tar", "wrong_size", 1)]
     write_shards(tmp_path / "c", [3], odd={n: described(n, sha256="0" * 64, width=640, height=480) for n in range(3)})  # of the downloads
     code, out, _ = run("verify", tmp_path / "c" / "*.tar")
     assert code == 0

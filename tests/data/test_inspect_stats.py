@@ -16,6 +16,7 @@ from shards import Members, tar_bytes, write_shards
 
 from vlpkit.data.durable import ShardFile
 from vlpkit.data.inspect.findings import Findings
+from vlpkit.data.inspect.said import boxes_in, tasks_of
 from vlpkit.data.inspect.sheet import Sheet, chosen
 from vlpkit.data.inspect.spread import Common, Spread
 from vlpkit.data.shapes.detect import packed
@@ -173,6 +174,17 @@ def test_images_boxes_and_captions_stand_where_they_belong(tmp_path: Path, run: 
     assert (page[175:] < 128).any()  # the key and the caption
     run("sheet", tmp_path / "0.tar", "--out", tmp_path / "b.png", "--tile", 160, "--no-regions")
     assert (pixels(tmp_path / "b.png")[10:170, 52:128] == [255, 255, 0]).all()
+
+
+def test_regions_with_phrases_are_drawn_and_a_question_stands_in_for_a_caption(tmp_path: Path, run: Run) -> None:
+    record = {"regions": [{"phrase": "it", "box": [0.25, 0.5, 0.75, 1.0]}, {"box": [5, 5, 9, 9]}, "odd"], "questions": [{"question": "is it?", "answer": "yes"}]}
+    assert boxes_in({}, record) == [((0.25, 0.5, 0.75, 1.0), "it")]
+    assert tasks_of(record) == [("is it?", "yes")]
+    (tmp_path / "0.tar").write_bytes(tar_bytes([("k.png", filled((80, 80), "PNG", "yellow")), ("k.json", json.dumps(record).encode())]))
+    assert run("sheet", tmp_path / "0.tar", "--out", tmp_path / "a.png", "--tile", 160)[0] == 0
+    page = pixels(tmp_path / "a.png")
+    assert (page[10 + 81, 10 + 42 : 10 + 118] == [230, 25, 75]).all()
+    assert (page[190:] < 128).any()
 
 
 def test_of_many_shards_few_are_opened(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlpkit.data.arrays import MEMBER, Archive, boxes_of, fractions, shape_of
-from vlpkit.data.decode import Refused, clean_caption, read_caption, read_record
+from vlpkit.data.decode import Refused, clean_caption, read_caption
 
 TASKS = {"questions": "question", "statements": "statement"}  # fields of a record, and where the text of each entry is
 _SURE = 0.2  # confidence from which a detector's region is worth a look, as the recipes have it
@@ -15,17 +15,12 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 as fractions of the im
 
 
 def texts_of(members: Mapping[str, bytes]) -> tuple[list[str], dict[str, Any]]:
-    """Captions and record; a sample without captions has none, which is no fault where it has tasks or where images alone are trained on.
+    """Captions and record; no caption is no fault here, where a sample may have tasks instead, or be there for its image alone.
 
     Raises:
         Refused: empty_caption, bad_utf8 or bad_record.
     """
-    try:
-        return read_caption(members.get("txt"), members.get("json"))
-    except Refused as refused:
-        if refused.reason != "missing_caption" and not (refused.reason == "empty_caption" and tasks_of(read_record(members.get("json", b"{}")))):
-            raise
-        return [], read_record(members["json"]) if "json" in members else {}
+    return read_caption(members.get("txt"), members.get("json"), needed=False)
 
 
 def tasks_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:

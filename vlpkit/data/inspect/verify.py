@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,12 +197,13 @@ def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool)
     images = opened.images
     for _, key, found in opened.samples(findings):
         record = _record(key, found, checks.holds, findings)
-        sizes = [] if checks.holds == "texts" else _images(key, {ext: found[ext] for ext in images if ext in found}, checks.decode, findings)
-        if sizes and sizes[0]:  # records speak of the first image
-            if "sha256" in record:
-                hashed.say(key, record["sha256"], hashlib.sha256(next(found[ext] for ext in images if ext in found)).hexdigest())
-            if "width" in record and "height" in record:
-                sized.say(key, (record["width"], record["height"]), sizes[0])
+        if checks.holds != "texts":
+            for ext, size in _images(key, {ext: found[ext] for ext in images if ext in found}, checks.decode, findings).items():
+                claims = _claims(record, ext)
+                if "sha256" in claims:
+                    hashed.say(key, claims["sha256"], hashlib.sha256(found[ext]).hexdigest())
+                if "width" in claims and "height" in claims:
+                    sized.say(key, (claims["width"], claims["height"]), size)
         if MEMBER in found:
             try:
                 stored = Archive(found[MEMBER])
@@ -212,7 +214,7 @@ def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool)
     return hashed.settle(findings) + sized.settle(findings)
 
 
-def _record(key: str, found: Mapping[str, bytes], holds: Holds, findings: Findings) -> dict[str, object]:
+def _record(key: str, found: Mapping[str, bytes], holds: Holds, findings: Findings) -> dict[str, Any]:
     """The KEY.json of a sample, {} when it has none that can be read; captions are judged where they must be there, questions and statements stand in for them."""
     try:
         if holds == "images":
@@ -226,21 +228,27 @@ def _record(key: str, found: Mapping[str, bytes], holds: Holds, findings: Findin
         return {}
 
 
-def _images(key: str, images: Mapping[str, bytes], whole: bool, findings: Findings) -> list[tuple[int, int] | None]:
-    """Width and height of the images of a sample; None for one that training would refuse."""
-    sizes: list[tuple[int, int] | None] = []
-    for payload in images.values():
+def _images(key: str, images: Mapping[str, bytes], whole: bool, findings: Findings) -> dict[str, tuple[int, int]]:
+    """Width and height of the images of a sample that training would take, by extension."""
+    sizes = {}
+    for ext, payload in images.items():
         try:
             header = read_header(payload)
             if whole:
                 decode(payload, header)
-            sizes.append((header.width, header.height))
+            sizes[ext] = (header.width, header.height)
         except Refused as refused:
             findings.refuse(key, refused)
-            sizes.append(None)
     if not images:
         findings.refuse(key, Refused("missing_image"))
     return sizes
+
+
+def _claims(record: Mapping[str, Any], ext: str) -> Mapping[str, Any]:
+    """What a record says of an image: of KEY.jpg in its own fields, of KEY.right.jpg under `right`."""
+    name = ext.rpartition(".")[0]
+    claims = record.get(name) if name else record
+    return claims if isinstance(claims, Mapping) else {}
 
 
 def _compare_index(opened: Opened, cache: Path, findings: Findings) -> None:
