@@ -17,7 +17,7 @@ from vlpkit.data.inspect.duplicates import LIMIT, MOST
 from vlpkit.data.inspect.listing import SUFFIXES, report
 from vlpkit.data.inspect.sheet import Sheet, make_sheet
 from vlpkit.data.inspect.stats import measure
-from vlpkit.data.inspect.tables import duplicates_text, stats_text, verdict_text
+from vlpkit.data.inspect.tables import counted, duplicates_text, stats_text, verdict_text
 from vlpkit.data.inspect.tokens import load_tokens
 from vlpkit.data.inspect.verify import verify
 from vlpkit.data.shardlist import expand
@@ -119,7 +119,7 @@ def run_sheet(options: argparse.Namespace, paths: list[str]) -> int:
     if options.json:
         print(json.dumps({"sheet": str(options.out), "shown": shown, "findings": findings.plain()}, indent=1))
         return 0
-    print(f"{options.out}: {shown} samples of {len(paths)} shards")
+    print(f"{options.out}: {counted(shown, 'sample')} of {counted(len(paths), 'shard')}")
     for reason, count in findings.counts.most_common():
         print(f"{reason} {count}, for example {findings.examples[reason]}")
     return 0

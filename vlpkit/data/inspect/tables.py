@@ -35,6 +35,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(number: int, what: str) -> str:
+    """1 shard, 2 shards."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def share(part: float, whole: float) -> str:
     """A part as per cent of the whole, 0 of 0 as 0 %."""
     return f"{100 * part / whole if whole else 0:.1f} %"
@@ -66,13 +71,13 @@ def verdict_text(verdict: Verdict, seconds: float) -> str:
         lines.append(f"and {len(verdict.notes) - _ROWS} more notes (--json has all)")
     state = f"damage in {len(verdict.damaged)} of them" if verdict.damaged else "no damage found"
     speed = f"{seconds:.1f} s, {size(verdict.size / max(seconds, 1e-9))}/s"
-    return "\n".join([*lines, f"{verdict.shards} shards, {verdict.samples} samples, {size(verdict.size)}: {state} ({speed})"])
+    return "\n".join([*lines, f"{counted(verdict.shards, 'shard')}, {counted(verdict.samples, 'sample')}, {size(verdict.size)}: {state} ({speed})"])
 
 
 def stats_text(stats: Stats, *, length: int | None, top: int, seconds: float) -> str:
     """What `stats` says: counts, a table of quantiles, the most common captions, how even the shards are."""
     samples, sizes = stats.shards["samples"], stats.shards["bytes"]
-    lines = [f"{len(samples)} shards, {samples.total} samples, {size(sizes.total)} ({seconds:.1f} s, {size(sizes.total / max(seconds, 1e-9))}/s)"]
+    lines = [f"{counted(len(samples), 'shard')}, {counted(samples.total, 'sample')}, {size(sizes.total)} ({seconds:.1f} s, {size(sizes.total / max(seconds, 1e-9))}/s)"]
     lines += [f"left out: {reason} {count}, for example {stats.left_out.examples[reason]}" for reason, count in stats.left_out.counts.most_common()]
     for what, counts in (("members", stats.members), ("images", stats.formats), ("records", stats.fields)):
         if counts:
@@ -114,7 +119,7 @@ def _common(stats: Stats, top: int) -> list[str]:
 def duplicates_text(report: Mapping[str, Any], seconds: float) -> str:
     """What `duplicates` says; `report` is its JSON."""
     images, within, captions, against = report["images"], report["copies"], report["captions"], report["against"]
-    lines = [f"{images} images of {report['samples']} samples in {report['shards']} shards ({seconds:.1f} s)"]
+    lines = [f"{counted(images, 'image')} of {counted(report['samples'], 'sample')} in {counted(report['shards'], 'shard')} ({seconds:.1f} s)"]
     lines += [f"left out: {reason} {one['count']}, for example {one['example']}" for reason, one in report["left_out"].items()]
     if report["even"]:
         lines.append(f"{report['even']} images are of one even colour, and compared by their bytes alone")
