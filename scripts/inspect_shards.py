@@ -18,7 +18,7 @@ from vlpkit.data.inspect.listing import SUFFIXES, report
 from vlpkit.data.inspect.sheet import Sheet, make_sheet
 from vlpkit.data.inspect.stats import measure
 from vlpkit.data.inspect.tables import counted, duplicates_text, stats_text, verdict_text
-from vlpkit.data.inspect.tokens import load_tokens
+from vlpkit.data.inspect.tokens import Tokens, load_tokens
 from vlpkit.data.inspect.verify import verify
 from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import Holds
@@ -88,7 +88,7 @@ def run_stats(options: argparse.Namespace, paths: list[str]) -> int:
     """Always 0: what stats leave out is for verify to judge."""
     _at_least(options, vocab=1, length=1, top=0)
     began = time.monotonic()
-    tokens = None if options.tokenizer is None else load_tokens(options.tokenizer, paths, vocab=options.vocab, clean=options.clean)
+    tokens = _tokens(options, paths)
     stats = measure(paths, tokens=tokens, processes=options.processes)
     length = None if tokens is None else options.length
     if options.json:
@@ -98,6 +98,15 @@ def run_stats(options: argparse.Namespace, paths: list[str]) -> int:
     return 0
 
 
+def _tokens(options: argparse.Namespace, paths: list[str]) -> Tokens | None:
+    if options.tokenizer is None:
+        return None
+    try:
+        return load_tokens(options.tokenizer, paths, vocab=options.vocab, clean=options.clean)
+    except VlpError as error:  # it names keys of the configuration
+        raise DataError(f"--tokenizer {options.tokenizer}: {error}") from None
+
+
 def run_duplicates(options: argparse.Namespace, paths: list[str]) -> int:
     """Always 0: a copy is no damage."""
     _at_least(options, top=0)
@@ -105,7 +114,7 @@ def run_duplicates(options: argparse.Namespace, paths: list[str]) -> int:
         raise DataError(f"--distance is {options.distance}; it can be 0 to {MOST}, beyond which unrelated images are as near as copies")
     _suffix(options.out, *SUFFIXES)
     began = time.monotonic()
-    against = expand(options.against, os.getcwd(), key="--against") if options.against else []
+    against = _local(options.against, "--against") if options.against else []
     found = report(paths, against, options.out, limit=options.distance, top=options.top, processes=options.processes)
     print(json.dumps(found, indent=1) if options.json else duplicates_text(found, time.monotonic() - began))
     return 0
@@ -123,6 +132,14 @@ def run_sheet(options: argparse.Namespace, paths: list[str]) -> int:
     for reason, count in findings.counts.most_common():
         print(f"{reason} {count}, for example {findings.examples[reason]}")
     return 0
+
+
+def _local(patterns: list[str], key: str) -> list[str]:
+    """Absolute paths of the shards that an option names. Raises DataError."""
+    paths = expand(patterns, os.getcwd(), key=key, root_key="")
+    if elsewhere := [path for path in paths if not os.path.isabs(path)]:
+        raise DataError(f"{key}: {elsewhere[0]} is not a local file, and only local shards are looked at. Fetch them first")
+    return paths
 
 
 def _at_least(options: argparse.Namespace, **least: int) -> None:
@@ -148,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not 1 <= options.processes <= 256:
             raise DataError(f"--processes is {options.processes}; it can be 1 to 256")
-        return COMMANDS[options.command](options, expand(options.shards, os.getcwd(), key="SHARDS"))
+        return COMMANDS[options.command](options, _local(options.shards, "SHARDS"))
     except VlpError as error:
         print(f"inspect_shards: {error}", file=sys.stderr)
         return 2

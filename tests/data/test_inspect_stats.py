@@ -99,6 +99,9 @@ def test_tokens_are_those_of_the_tokenizer_that_training_would_make(tmp_path: Pa
     words.save(tmp_path / "tokenizer")
     again = run("stats", tmp_path / "*.tar", "--json", "--tokenizer", tmp_path / "tokenizer", "--length", 7)[1]
     assert json.loads(again)["tokens"] == found["tokens"]
+    code, _, err = run("stats", tmp_path / "*.tar", "--tokenizer", tmp_path / "tokenizer", "--clean", "blib")
+    assert code == 2
+    assert "Did you mean 'blip'?" in err
 
 
 def test_a_spread_is_exact_for_small_numbers_close_for_large_ones_and_does_not_grow() -> None:
