@@ -130,11 +130,6 @@ def load_table(shard: Shard, *, folder: Path | None) -> Table | None:
     return table if again.digest == shard.digest and again.mtime_ns == shard.mtime_ns else None
 
 
-def unreadable(path: str, error: OSError) -> Shard:
-    """What is known of a shard that cannot be read: the reason."""
-    return Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),))
-
-
 def index_shard(path: str) -> tuple[Shard, Table]:
     """Scan one tar and group its members by key. Raises OSError when it cannot be read."""
     stat = os.stat(path)
@@ -145,6 +140,11 @@ def index_shard(path: str) -> tuple[Shard, Table]:
     digest = hashlib.sha256(b"%s\0%d\0%s" % (name, stat.st_size, keys)).hexdigest()
     notes = tuple(f"{note} ({count} times)" if count > 1 else note for note, count in Counter(found.notes).items())
     return Shard(path, stat.st_size, stat.st_mtime_ns, len(table.keys), digest, tuple(flaws), notes, zlib.crc32(table.pack())), table
+
+
+def unreadable(path: str, error: OSError) -> Shard:
+    """What is known of a shard that cannot be read: the reason."""
+    return Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),))
 
 
 def _group(found: Scan) -> tuple[Table, list[Flaw]]:
