@@ -251,6 +251,9 @@ def test_records_that_speak_of_another_file_are_told_from_an_image_that_was_chan
     seconds = {n: [*described(n, **true[n], right={**true[n], **({"height": 21} if n == 2 else {})}), (f"{n:06d}.right.jpg", jpeg(n))] for n in range(3)}
     write_shards(tmp_path / "d", [3], odd=seconds)
     assert damage(run, tmp_path / "d" / "*.tar") == [("train-000.tar", "wrong_size", 1)]
+    reduced = {n: described(n, **true[n] | ({"sha256": "0" * 64, "original_width": 640, "original_height": 480} if n == 1 else {})) for n in range(3)}
+    write_shards(tmp_path / "e", [3], odd=reduced)
+    assert damage(run, tmp_path / "e" / "*.tar") == []
     write_shards(tmp_path / "c", [3], odd={n: described(n, sha256="0" * 64, width=640, height=480) for n in range(3)})  # of the downloads
     code, out, _ = run("verify", tmp_path / "c" / "*.tar")
     assert code == 0

@@ -74,8 +74,12 @@ class Manifest:
             file = self.path.parent / name
             if not file.is_file():
                 findings.add("missing_file", f"{name} is listed and not there")
-            elif digest(file) != sha256:
-                findings.add("altered", f"{name} is not the listed file")
+                continue
+            try:
+                if digest(file) != sha256:
+                    findings.add("altered", f"{name} is not the listed file")
+            except OSError as error:
+                findings.add("unreadable", f"{name}: {error.strerror or error}")
         if self.keys_sha256 is None or missing:
             return []
         if self._seen < len(self.listed):

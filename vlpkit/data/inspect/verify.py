@@ -158,15 +158,15 @@ def repeated(paths: Sequence[str], hashes: Sequence[NDArray[np.uint64]]) -> Iter
     order = np.argsort(whole, kind="stable")
     again = np.flatnonzero(whole[order[1:]] == whole[order[:-1]]) + 1
     shards = np.searchsorted(ends, order[again], side="right")
-    for turn, shard in enumerate(np.unique(shards)):
-        mine = again[shards == shard]
+    for turn, (shard, count) in enumerate(zip(*np.unique(shards, return_counts=True))):
         findings, example = Findings(), ""
         if turn < _NAMED:
+            mine = again[shards == shard]
             place = mine[np.argmin(order[mine])]
             at, first = int(order[place]), int(order[place - 1])
             key = open_shard(paths[shard]).table.keys[at - int(ends[shard] - len(hashes[shard]))]
             example = f"{key} is also in {Path(paths[int(np.searchsorted(ends, first, side='right'))]).name}"
-        findings.add("repeated_key", example, count=len(mine))
+        findings.add("repeated_key", example, count=int(count))
         yield paths[shard], findings
 
 
@@ -200,7 +200,7 @@ def _payloads(opened: Opened, checks: Checks, findings: Findings, *, ours: bool)
         if checks.holds != "texts":
             for ext, size in _images(key, {ext: found[ext] for ext in images if ext in found}, checks.decode, findings).items():
                 claims = _claims(record, ext)
-                if "sha256" in claims:
+                if "sha256" in claims and (ours or not _reduced(claims)):
                     hashed.say(key, claims["sha256"], hashlib.sha256(found[ext]).hexdigest())
                 if "width" in claims and "height" in claims:
                     sized.say(key, (claims["width"], claims["height"]), size)
@@ -249,6 +249,11 @@ def _claims(record: Mapping[str, Any], ext: str) -> Mapping[str, Any]:
     name = ext.rpartition(".")[0]
     claims = record.get(name) if name else record
     return claims if isinstance(claims, Mapping) else {}
+
+
+def _reduced(claims: Mapping[str, Any]) -> bool:
+    """Whether an image was reduced on its way, by a tool that writes down both sizes and the hash of the download, as img2dataset does."""
+    return any(f"original_{edge}" in claims and claims[f"original_{edge}"] != claims.get(edge) for edge in ("width", "height"))
 
 
 def _compare_index(opened: Opened, cache: Path, findings: Findings) -> None:
