@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlpkit.data.recent import Recent
-from vlpkit.data.table import Shard, Table, load_shard, load_table
-from vlpkit.data.tarscan import Flaw
+from vlpkit.data.table import Shard, Table, load_shard, load_table, unreadable
 from vlpkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
         try:
             shard, body = load_shard(path, folder=folder)
         except OSError as error:
-            shard, body = Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),)), None
+            shard, body = unreadable(path, error), None
         found.append(shard)
         if body is not None:
             held[path] = body

@@ -18,13 +18,14 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHOWN = 3  # missing files named in a message
 
 
-def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.shards") -> list[str]:
+def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.shards", root_key: str = "data.root") -> list[str]:
     """Absolute paths of the shards in the order given, globs sorted by name.
 
     Args:
         shards: what the configuration says: path, glob, brace range, list, or several joined by `::`.
         root: folder that relative patterns start from.
         key: configuration key named in refusals.
+        root_key: likewise, of `root`; "" where it is simply the working folder.
 
     Raises:
         DataError: nothing is named, a file is missing, a glob is empty, a shard is named twice, or an address is not local.
@@ -40,10 +41,10 @@ def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.sh
                 continue
             hits = sorted(hit for hit in glob.glob(path, recursive=True) if os.path.isfile(hit))
             if not hits:
-                raise DataError(_empty_glob(key, name, path, root))
+                raise DataError(_empty_glob(key, name, path, _relative(root, root_key, key)))
             found += hits
     if missing:
-        raise DataError(_missing(key, missing, len(missing) + len(found), root))
+        raise DataError(_missing(key, missing, len(missing) + len(found), root, _relative(root, root_key, key)))
     twice = sorted(path for path in set(found) if found.count(path) > 1) if len(set(found)) < len(found) else []
     if twice:
         raise DataError(f"{key} names {len(twice)} shard{'s' * (len(twice) > 1)} more than once, the first: {twice[0]}. Name each shard once.")
@@ -93,18 +94,22 @@ def _patterns(shards: str | Sequence[str] | None, key: str) -> list[str]:
     return patterns
 
 
-def _missing(key: str, missing: Sequence[str], total: int, root: str) -> str:
+def _missing(key: str, missing: Sequence[str], total: int, root: str, relative: str) -> str:
     shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
     if any(os.path.isdir(path) for path in missing):
         folder = next(path for path in missing if os.path.isdir(path))
         return f"{key}: {folder} is a folder, not a shard. Name its files: {key}='{os.path.relpath(folder, root)}/*.tar'."
-    remedy = f"Paths are relative to data.root={root}; set data.root or {key}."
+    remedy = f"Paths are {relative}."
     if len(missing) < total:
         remedy = f"Fetch them, or let a glob take what is there ({key}='.../*.tar')."
     return f"{key}: {len(missing)} of {total} shards are missing, the first: {shown}. {remedy}"
 
 
-def _empty_glob(key: str, name: str, path: str, root: str) -> str:
+def _empty_glob(key: str, name: str, path: str, relative: str) -> str:
     folder = os.path.dirname(path)
     where = f"{folder} has no such file" if os.path.isdir(folder) else f"the folder {folder} does not exist"
-    return f"{key}: {name!r} matches nothing; {where}. Patterns are relative to data.root={root}; set data.root or {key}."
+    return f"{key}: {name!r} matches nothing; {where}. Patterns are {relative}."
+
+
+def _relative(root: str, root_key: str, key: str) -> str:
+    return f"relative to {root_key}={root}; set {root_key} or {key}" if root_key else f"relative to {root}"
