@@ -234,7 +234,7 @@ def served_until_stop(ledger: Ledger, every: int, most: int) -> int:
     """Samples served, one in `every` of them bad, before the ledger stops the run."""
     for position in range(most):
         try:
-            ledger.add(1, [fault(position)] if position % every == every - 1 else [])
+            ledger.add(*((0, [fault(position)]) if position % every == every - 1 else (1, [])))
         except DataError:
             return position + 1
     return most
@@ -255,7 +255,7 @@ def test_a_good_past_does_not_pay_for_a_bad_present() -> None:
 def test_a_flood_of_refusals_is_a_trickle_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(max_bad_share=1.0)
     for position in range(1000):
-        ledger.add(1, [fault(position)])
+        ledger.add(0, [fault(position)])
     assert len(caplog.records) == 10
     assert "sample 000000 of a.tar refused: broken_image" in caplog.records[0].getMessage()
 
@@ -363,7 +363,7 @@ def test_every_epoch_ends_with_a_line(folder: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO, logger="vlpkit"):
         batches(module(folder, batch=10), 11)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch")]
-    assert lines == [f"epoch {epoch} of the data is read; this rank so far: {50 * (epoch + 1)} samples served: {50 * (epoch + 1)} read, 0 replaced" for epoch in range(2)]
+    assert lines == [f"epoch {epoch} of the data ends; on this rank 50 samples due: 50 read, 0 replaced" for epoch in range(2)]
 
 
 def test_steps_per_epoch_are_samples_over_the_global_batch(folder: Path) -> None:

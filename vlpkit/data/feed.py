@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
@@ -222,16 +223,15 @@ class TrainLoader:
         self.items, self.span, self.workers, self.ledger, self.source = items, span, workers, ledger, source
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        length, share = len(self.items.order), self.items.share
-        for item in load(self.items, self.span(), workers=self.workers, key=self.ledger.key):
+        turns = self.span()
+        audit = Audit(self.items.order, self.items.share, turn=turns.start, key=self.ledger.key)
+        for item in load(self.items, turns, workers=self.workers, key=self.ledger.key):
             if item.batch is None:
                 self.ledger.give_up(item.position, item.faults)
                 return
-            self.ledger.add(len(item.batch), item.faults)
-            done = share.turn(item.position) * share.world * share.micro
-            epoch = done // length
-            if (done + share.world * share.micro) // length > epoch:
-                log.info("epoch %d of the %s is read; this rank so far: %s", epoch, "data" if self.source == PAIRS else self.source, self.ledger.line())
+            self.ledger.add(audit.book(item.position, item.batch.pair_id, item.faults), item.faults)
+            for epoch, tally in audit.closed().items():
+                log.info("epoch %d of the %s ends; on this rank %s", epoch, "data" if self.source == PAIRS else self.source, tally)
             yield {self.source: item.batch}
 
 

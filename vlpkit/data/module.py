@@ -237,7 +237,10 @@ class DataModule(pl.LightningDataModule):
     def _evaluate(self, items: Iterator[EvalItem]) -> Iterator[EvalBatch]:
         served = skipped = 0
         for item in items:
-            self.val_ledger.add(item.served, item.faults)
+            read = 0 if item.batch is None else len(item.batch.keys)
+            if read + len(item.faults) != item.served:
+                raise RuntimeError(f"data.val_shards: {read} of {item.served} samples arrived, and {len(item.faults)} were refused")
+            self.val_ledger.add(read, item.faults)
             served, skipped = served + item.served, skipped + len(item.faults)
             if item.batch is not None:
                 yield item.batch
