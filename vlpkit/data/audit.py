@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vlpkit.data.faults import Fault
-from vlpkit.data.order import Order
+from vlpkit.data.mixture import Sequenced
 from vlpkit.data.share import Share
 
 
@@ -38,13 +38,13 @@ class Audit:
         key: configuration key of the shards, named in messages.
     """
 
-    def __init__(self, order: Order, share: Share, *, turn: int, key: str) -> None:
+    def __init__(self, order: Sequenced, share: Share, *, turn: int, key: str) -> None:
         self.order, self.share, self.key = order, share, key
         self._turn, self._first = turn, share.start(turn)
         self._open: dict[int, Tally] = {}
 
-    def book(self, position: int, numbers: Tensor, faults: Sequence[Fault]) -> int:
-        """How many of the samples that arrived are those that were due at their positions; the others are replaced.
+    def book(self, position: int, numbers: Tensor, faults: Sequence[Fault]) -> dict[int, tuple[int, list[Fault]]]:
+        """By set: how many of the samples that arrived are those that were due at their positions, and what was refused; the others are replaced.
 
         Args:
             position: of the first sample.
@@ -68,7 +68,8 @@ class Audit:
             tally.read += int((own & (due[:, 0] == epoch)).sum())
         for row, reason in first.items():
             self._open[int(due[row, 0])].replaced[reason] += 1
-        return int(own.sum())
+        sets = self.order.sets(due[:, 1])
+        return {at: (int(own[sets == at].sum()), [fault for fault in faults if sets[fault.position - position] == at]) for at in np.unique(sets).tolist()}
 
     def closed(self) -> dict[int, Tally]:
         """Epochs that ended since the last call, by number.

@@ -108,6 +108,13 @@ class Ledger:
         wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return "\n".join(f"  {row[0]:<{wide[0]}}  {row[1]:>{wide[1]}}  {row[2]}" for row in rows)
 
+    def _gather(self, other: Ledger) -> None:
+        self.read += other.read
+        self._seen, self._bad = self._seen + other._seen, self._bad + other._bad
+        self.replaced.update(other.replaced)
+        self.refused.update(other.refused)
+        self._examples = other._examples | self._examples
+
     def _note(self, fault: Fault) -> None:
         self.refused[fault.reason] += 1
         self._examples.setdefault(fault.reason, fault)
@@ -125,3 +132,13 @@ class Ledger:
         if self._seen < WINDOW:  # early on, a few bad samples in a row are no proof
             bearable += _CHANCE * math.sqrt(bearable)
         return self._seen >= LEAST and self._bad > bearable
+
+
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """The books of several sets as one, to be read; a single one is itself."""
+    if len(ledgers) == 1:
+        return ledgers[0]
+    whole = Ledger(max_bad_share=max(ledger.max_bad_share for ledger in ledgers))
+    for ledger in ledgers:
+        whole._gather(ledger)
+    return whole

@@ -17,7 +17,8 @@ from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
-from vlpkit.data.order import Order, sample_rng
+from vlpkit.data.mixture import Sequenced
+from vlpkit.data.order import sample_rng
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
@@ -138,14 +139,15 @@ class Look:
 
 
 class TrainItems(Dataset[Item]):
-    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number; without `words`, images alone."""
+    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number; without `words`, images alone.
+    Each set of the order has a transform."""
 
     def __init__(
-        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words | None, regions: Detections | None = None,
-        questions: Questions | None = None, second: bool = False,
+        self, *, reader: Reader, order: Sequenced, share: Share, transforms: Sequence[Transform | None], words: Words | None,
+        regions: Detections | None = None, questions: Questions | None = None, second: bool = False,
     ) -> None:
-        self.reader, self.order, self.share, self.second = reader, order, share, second
-        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None), words
+        self.reader, self.order, self.share, self.words, self.second = reader, order, share, words, second
+        self.looks = [Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None) for transform in transforms]
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
@@ -171,12 +173,13 @@ class TrainItems(Dataset[Item]):
 
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        seen = self.look(number, rng, choose=True)
+        look = self.looks[self.order.sets(np.array([number]))[0]]
+        seen = look(number, rng, choose=True)
         if seen.told is None or self.words is None:
             return Sample(seen.pixels, None, number, self.reader.index.key(number), seen.found)
         text, answer = seen.told
         other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
-        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)
+        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if look.questions is None else answer, other)
 
 
 class EvalItems(Dataset[EvalItem]):
@@ -215,21 +218,26 @@ class TrainLoader:
         items: micro-batches by number.
         span: called at each start; the numbers to deliver.
         workers: processes; 0: this one.
-        ledger: books what was refused; its budget may end the run.
+        ledgers: of each set of the order one, which books what was refused; its budget may end the run.
+        key: configuration key of the shards, named in messages.
         source: name under which batches are given.
     """
 
-    def __init__(self, items: TrainItems, *, span: Callable[[], range], workers: int, ledger: Ledger, source: str = PAIRS) -> None:
-        self.items, self.span, self.workers, self.ledger, self.source = items, span, workers, ledger, source
+    def __init__(
+        self, items: TrainItems, *, span: Callable[[], range], workers: int, ledgers: Sequence[Ledger], key: str, source: str = PAIRS
+    ) -> None:
+        self.items, self.span, self.workers, self.ledgers, self.key, self.source = items, span, workers, ledgers, key, source
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        turns = self.span()
-        audit = Audit(self.items.order, self.items.share, turn=turns.start, key=self.ledger.key)
-        for item in load(self.items, turns, workers=self.workers, key=self.ledger.key):
+        turns, order = self.span(), self.items.order
+        audit = Audit(order, self.items.share, turn=turns.start, key=self.key)
+        for item in load(self.items, turns, workers=self.workers, key=self.key):
             if item.batch is None:
-                self.ledger.give_up(item.position, item.faults)
+                (at,) = order.sets(order.samples(item.position, item.position + 1)[:, 1])
+                self.ledgers[at].give_up(item.position, item.faults)
                 return
-            self.ledger.add(audit.book(item.position, item.batch.pair_id, item.faults), item.faults)
+            for at, (read, faults) in audit.book(item.position, item.batch.pair_id, item.faults).items():
+                self.ledgers[at].add(read, faults)
             for epoch, tally in audit.closed().items():
                 log.info("epoch %d of the %s ends; on this rank %s", epoch, "data" if self.source == PAIRS else self.source, tally)
             yield {self.source: item.batch}

@@ -96,6 +96,14 @@ class Index:
         return load_table(shard, folder=self._folder)
 
 
+def join(parts: Sequence[Index]) -> Index:
+    """Indexes over the same folder as one, whose samples count on from part to part."""
+    if len(parts) == 1:
+        return parts[0]
+    held = {path: body for part in parts for path, body in part._held.items()}
+    return Index([shard for part in parts for shard in part.shards], folder=parts[0]._folder, held=held)
+
+
 def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, key: str = "data.shards") -> Index:
     """Index shards, from the cache where it still holds.
 
