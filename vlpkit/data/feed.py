@@ -171,9 +171,13 @@ class TrainItems(Dataset[Item]):
                 faults.append(fault(self.reader, number, refused, position=position, attempt=attempt))
         return None
 
+    def _look(self, number: int) -> Look:
+        """That of the set which a sample belongs to."""
+        return self.looks[self.order.sets(np.array([number]))[0]]
+
     def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        look = self.looks[self.order.sets(np.array([number]))[0]]
+        look = self._look(number)
         seen = look(number, rng, choose=True)
         if seen.told is None or self.words is None:
             return Sample(seen.pixels, None, number, self.reader.index.key(number), seen.found)
