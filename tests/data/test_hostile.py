@@ -11,6 +11,7 @@ import shlex
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -288,10 +289,8 @@ def test_no_file_of_a_stranger_runs_code(vector: str, tmp_path: Path) -> None:
     assert len(VECTORS) >= 12
     folder, mark = tmp_path / "gift", tmp_path / "executed"
     folder.mkdir()
-    try:
+    with suppress(VlpError):  # its words are pinned where each refusal is tested
         VECTORS[vector](folder, mark)
-    except VlpError:
-        pass  # its words are pinned where each refusal is tested
     assert not mark.exists()
 
 
