@@ -42,6 +42,7 @@ _RULES: tuple[tuple[str, Kind], ...] = (
     ("data.val_batch", "free"),
     ("data.eval_resize", "free"),
     ("data.max_bad_share", "free"),
+    ("data.verify", "free"),
     ("optim", "tunable"),
     ("total", "tunable"),
     ("trainer.precision", "tunable"),

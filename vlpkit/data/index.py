@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlpkit.data.manifest import compare
 from vlpkit.data.recent import Recent
 from vlpkit.data.table import Shard, Table, load_shard, load_table
 from vlpkit.data.tarscan import Flaw
@@ -104,13 +105,14 @@ def join(parts: Sequence[Index]) -> Index:
     return Index([shard for part in parts for shard in part.shards], folder=parts[0]._folder, held=held)
 
 
-def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, key: str = "data.shards") -> Index:
+def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, verify: bool = False, key: str = "data.shards") -> Index:
     """Index shards, from the cache where it still holds.
 
     Args:
         shards: paths, as `shardlist.expand` gives them.
         cache: folder for tables, made when absent; None: nothing is cached.
         max_bad_share: share of the shards that may be damaged; their readable samples are kept and the damage is counted.
+        verify: compare the sha256 of each shard with that of the manifest beside it.
         key: configuration key named in refusals.
 
     Raises:
@@ -133,6 +135,7 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
             then = time.monotonic()
     if held and folder is not None:
         log.warning("%s: %s cannot be written, so the index is made anew at every start. Set paths.cache to a writable folder.", key, folder)
+    found = compare(found, folder=folder, verify=verify, key=key)
     _judge(found, max_bad_share, key)
     return Index(found, folder=folder, held=held)
 

@@ -49,6 +49,7 @@ class DataModule(pl.LightningDataModule):
         workers: reading processes of each rank; 0: the training process reads.
         window: shards whose samples mix.
         max_bad_share: share of the last 10,000 samples, and of the shards, that may be unusable.
+        verify: hash each shard, once for as long as it stays the same file, and compare with the manifest.json beside it.
         limit: use the first so many training samples only; None: all.
         augment: scale, flip and randaugment that the recipe wishes.
         safe: min_crop, mirror and randaugment that these captions survive.
@@ -86,6 +87,7 @@ class DataModule(pl.LightningDataModule):
         workers: int = 0,
         window: int = 8,
         max_bad_share: float = 0.01,
+        verify: bool = False,
         limit: int | None = None,
         regions: Detections | None = None,
         questions: Questions | None = None,
@@ -99,7 +101,7 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError(f"data.max_bad_share is {max_bad_share}; it is a share of the samples, from 0 to 1")
         self.name, self.shards, self.val_shards = name, shards, val_shards
         self.batch, self.val_batch, self.workers, self.window = batch, val_batch, workers, window
-        self.max_bad_share, self.limit, self.seed, self.image_size = max_bad_share, limit, seed, image_size
+        self.max_bad_share, self.verify, self.limit, self.seed, self.image_size = max_bad_share, verify, limit, seed, image_size
         self.root, self.cache, self.words = root, Path(cache), words
         if image_size is None and regions is None:
             raise ConfigError("data.regions is null, but the vision part reads no pixels. Use vision=regions, which asks for regions, or another vision")
@@ -138,7 +140,7 @@ class DataModule(pl.LightningDataModule):
         return {name: self._index(paths[name], one.key) for name, one in self.sets.items()}
 
     def _index(self, paths: Sequence[str], key: str) -> Index:
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, key=key)
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
         log.info("%s: %d samples in %d shards", key, len(index), len(index.shards))
         return index
 
@@ -149,7 +151,7 @@ class DataModule(pl.LightningDataModule):
         if not self.val_shards:
             raise DataError(f"{key} is empty, so there is nothing to evaluate on. Name validation shards: {key}=...")
         paths = expand(self.val_shards, self.root, key=key)
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, key=key)
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
         both = {os.path.realpath(path) for path in paths} & {os.path.realpath(path) for path in self._train_paths()}
         if both:
             log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), sorted(both)[0])
