@@ -10,7 +10,7 @@ from tests.recipes.runs import in_child, keys, on_ranks, rows
 
 STEPS = 9
 LENGTH = ("model=clip", f"total={STEPS}_steps", "trainer.checkpoint_every=1_steps", "seed=7")
-MIX = ("data.mix={shapes: 1.0, held: {shards: val-*.tar, weight: 2.5}}",)   # 120 and 40 samples an epoch: it ends in the eighth step
+MIX = ("++data.mix={shapes: 1.0, held: {shards: val-*.tar, weight: 2.5}}",)   # 120 and 40 samples an epoch: it ends in the eighth step
 SETUPS = {"one set": (), "a mixture": MIX}
 
 

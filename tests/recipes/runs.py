@@ -36,15 +36,15 @@ class Keys(pl.Callback):
     """Appends the sample keys of every optimiser step to a file of this start and rank: a line a step, micro-batches apart."""
 
     def __init__(self, folder: Path) -> None:
-        start = int(os.environ.get(_START, "0"))
-        self.path = folder / f"keys_{start}_{dist.rank()}_of_{dist.world()}.txt"
+        self.folder = folder
         self.parts: list[str] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Batch], *args: Any) -> None:
         """Of every source, in the order of the micro-batches."""
         self.parts.append(" ".join(key for one in batch.values() for key in one.keys))
         if pl_module.micro == 0:
-            with self.path.open("a") as file:
+            name = f"keys_{os.environ.get(_START, '0')}_{dist.rank()}_of_{dist.world()}.txt"
+            with (self.folder / name).open("a") as file:
                 file.write(f"{trainer.global_step}|{'|'.join(self.parts)}\n")
             self.parts = []
 
