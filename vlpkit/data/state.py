@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlpkit.data.index import Index
+from vlpkit.data.tokenize import Words
 from vlpkit.errors import ResumeError
 
 FORMAT = 1
@@ -53,6 +54,25 @@ def check_state(saved: Mapping[str, Any], now: Mapping[str, Any]) -> int:
     if seen % batch:
         raise ResumeError(f"resume: {seen} samples seen is no whole number of global batches of {batch}")
     return seen
+
+
+def check_words(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse another tokenizer before weights are put on its words.
+
+    Args:
+        saved, now: `Words.to_state` of the checkpoint and of the run as it stands.
+
+    Raises:
+        ResumeError: with both.
+    """
+    then, here = Words.from_state(saved), Words.from_state(now)
+    if then.fingerprint != here.fingerprint:
+        both = (f"{words.size} words, at most {words.length} a text, fingerprint {_said(words.fingerprint)}" for words in (then, here))
+        raise ResumeError(
+            f"resume: {_WORDS['words']} is another one: {next(both)} in the checkpoint, {next(both)} now.
+"
+            "Put the run's folder tokenizer back as it was, or start a new run with another run_dir."
+        )
 
 
 def _samples(state: Mapping[str, Any]) -> str:
