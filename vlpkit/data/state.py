@@ -69,8 +69,7 @@ def check_words(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
     if then.fingerprint != here.fingerprint:
         both = (f"{words.size} words, at most {words.length} a text, fingerprint {_said(words.fingerprint)}" for words in (then, here))
         raise ResumeError(
-            f"resume: {_WORDS['words']} is another one: {next(both)} in the checkpoint, {next(both)} now.
-"
+            f"resume: {_WORDS['words']} is another one: {next(both)} in the checkpoint, {next(both)} now.\n"
             "Put the run's folder tokenizer back as it was, or start a new run with another run_dir."
         )
 
