@@ -62,7 +62,7 @@ def open_words(job: Job, data: DataModule) -> Words:
 def make_clock(job: Job, data: DataModule) -> Clock:
     """Turns every duration of the settings into optimiser steps."""
     clock = total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
-    for line in data.mixture((clock.total_steps or 0) * data.batch):
+    for line in data.pool.account((clock.total_steps or 0) * data.batch):
         log.info("data.mix: %s", line)
     return clock
 

@@ -221,10 +221,10 @@ def test_the_captions_of_all_sets_come_in_turn(folder: Path) -> None:
 
 
 def test_the_account_says_how_often_each_set_is_seen(folder: Path) -> None:
-    assert mixed(folder).mixture(650) == [
+    assert mixed(folder).pool.account(650) == [
         "tiny: 76.9 % of the samples, 1.00 passes an epoch, 10.00 in the run", "wide: 23.1 % of the samples, 0.50 passes an epoch, 5.00 in the run",
     ]  # fmt: skip
-    assert module(folder).mixture(650) == []
+    assert module(folder).pool.account(650) == []
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def read(folder: Path) -> None:
     model, data = Least(), uneven(folder)
     data.plan(world=2, total=6)
     trainer = pl.Trainer(
-        max_steps=20, accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, logger=False, enable_checkpointing=False,
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", use_distributed_sampler=False, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )
     trainer.fit(model, datamodule=data)
