@@ -74,7 +74,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     wishes = read_wishes(data.get("sources")).values()
     for wish in wishes:
         wish.batch(data["batch"])
-    sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data["safe"])
+    sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data.get("safe") or {})
     if "world" not in data:
         for one in sets.values():
             expand(one.shards, one.root, key=one.key)

@@ -230,7 +230,7 @@ def test_the_account_says_how_often_each_set_is_seen(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 1.0}}, r"data\.mix\.wide\.weight: 0\.5 passes an epoch in the checkpoint, 1 passes an epoch now"),
+        ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 1.0}}, r"data\.mix\.wide\.weight: 0\.5 passes an epoch in the checkpoint, 1\.0 passes an epoch now"),
         ({"tiny": 1.0, "wide": {"shards": "wide-000.tar", "weight": 0.5}}, r"data\.mix\.wide\.samples: 30 in the checkpoint, 10 now"),
         ({"tiny": 1.0, "other": {"shards": "wide-*.tar", "weight": 0.5}}, r"data\.mix\.other: null in the checkpoint, weight, limit"),
         ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 0.5, "limit": 9}}, r"data\.mix\.wide\.limit: null in the checkpoint, 9 now"),
@@ -255,7 +255,7 @@ def test_another_mixture_cannot_go_on_with_a_run(folder: Path, now: Any, message
         ({"tiny": True}, r"data\.mix\.tiny\.weight is True"),
         ({"tiny": {"wieght": 1}}, r"data\.mix\.tiny: no key 'wieght' \(there are: weight, shards, root, limit, safe\)\. Did you mean 'weight'"),
         ({"tiny": {"limit": 0}}, r"data\.mix\.tiny\.limit is 0; it must be at least 1"),
-        ({"tiny": "70%", "wide": {"shards": "wide-*.tar"}}, r"data\.mix: tiny has 70 %, but wide 1 passes an epoch\. Give every set the one or the other"),
+        ({"tiny": "70%", "wide": {"shards": "wide-*.tar"}}, r"data\.mix: tiny has 70\.0 %, but wide 1\.0 passes an epoch\. Give every set the one or the other"),
         ({"tiny": "70%", "wide": {"shards": "wide-*.tar", "weight": "20%"}}, r"data\.mix: the percentages come to 90 %; they must come to 100 %"),
         ({"tiny": {"safe": {"miror": False}}}, r"data\.safe has the keys .*miror"),
         ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "safe": {"min_crop": 2}}}, r"data\.mix\.wide\.safe\.min_crop is 2"),
