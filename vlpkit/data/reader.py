@@ -35,6 +35,9 @@ class LocalStore:
         self._process = os.getpid()
         self._files: Recent[Shard, int] = Recent(_open, limit=_OPEN_FILES, drop=os.close)
 
+    def __del__(self) -> None:
+        self._files.clear()
+
     def read(self, shard: Shard, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; fewer when the file ends before."""
         self._own()
