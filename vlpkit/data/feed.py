@@ -22,7 +22,7 @@ from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
-from vlpkit.data.transforms import Transform
+from vlpkit.data.transforms import Transform, canvas
 from vlpkit.data.wishes import PAIRS
 from vlpkit.data.workers import load
 from vlpkit.types import IGNORE, Batch, ImageInput
@@ -95,9 +95,8 @@ class EvalItem:
 
 
 class Seen(NamedTuple):
-    """What was read of one sample."""
+    """What was read of one sample, but for its pixels."""
 
-    pixels: Tensor | None
     found: Found | None
     captions: list[str]
     record: dict[str, Any]
@@ -123,14 +122,20 @@ class Look:
         self.texts = texts or regions is not None
         self._only = (*(IMAGES if transform is not None else ()), *(TEXTS if self.texts else ()), *((MEMBER,) if regions is not None else ()))
 
-    def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
-        """One sample; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
+    def canvas(self, count: int) -> Tensor | None:
+        """Room for the pixels of so many samples, where any are read."""
+        return None if self.transform is None else canvas(count, self.transform.size, self.transform.size)
+
+    def __call__(self, number: int, rng: np.random.Generator, *, row: Tensor | None, choose: bool) -> Seen:
+        """One sample, its pixels written to `row`; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
         captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
         told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
-        return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record, told)
+        if self.transform is not None:
+            self.transform(image, rng, row)
+        return Seen(found, captions, record, told)
 
     def _told(self, captions: list[str], record: dict[str, Any], rng: np.random.Generator) -> Asked:
         return (captions[int(rng.integers(len(captions)))], IGNORE) if self.questions is None else self.questions.choose(captions, record, rng)
@@ -150,32 +155,34 @@ class TrainItems(Dataset[Item]):
         start = self.share.start(turn)
         samples: list[Sample] = []
         faults: list[Fault] = []
+        pixels = self.look.canvas(self.share.micro)
         for position, (epoch, number) in enumerate(self.order.samples(start, start + self.share.micro).tolist(), start):
-            sample = self._usable(position, epoch, number, faults)
+            row = None if pixels is None else pixels[position - start]
+            sample = self._usable(position, epoch, number, row, faults)
             if sample is None:
                 return Item(position, None, tuple(fault for fault in faults if fault.position == position))
             samples.append(sample)
-        return Item(start, collate(samples, words=self.words), tuple(faults))
+        return Item(start, collate(samples, pixels=pixels, words=self.words), tuple(faults))
 
-    def _usable(self, position: int, epoch: int, number: int, faults: list[Fault]) -> Sample | None:
+    def _usable(self, position: int, epoch: int, number: int, row: Tensor | None, faults: list[Fault]) -> Sample | None:
         """The sample of a position, or the first substitute that is not refused."""
         for attempt in range(SUBSTITUTES + 1):
             if attempt:
                 number = self.order.substitute(position, attempt)
             try:
-                return self._sample(position, epoch, number, attempt)
+                return self._sample(position, epoch, number, attempt, row)
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=position, attempt=attempt))
         return None
 
-    def _sample(self, position: int, epoch: int, number: int, attempt: int) -> Sample:
+    def _sample(self, position: int, epoch: int, number: int, attempt: int, row: Tensor | None) -> Sample:
         rng = sample_rng(self.order.seed, epoch, position, attempt)
-        seen = self.look(number, rng, choose=True)
+        seen = self.look(number, rng, row=row, choose=True)
         if seen.told is None or self.words is None:
-            return Sample(seen.pixels, None, number, self.reader.index.key(number), seen.found)
+            return Sample(None, number, self.reader.index.key(number), seen.found)
         text, answer = seen.told
         other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
-        return Sample(seen.pixels, text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)
+        return Sample(text, number, self.reader.index.key(number), seen.found, None if self.look.questions is None else answer, other)
 
 
 class EvalItems(Dataset[EvalItem]):
@@ -191,15 +198,17 @@ class EvalItems(Dataset[EvalItem]):
         numbers: list[int] = []
         rows: list[Seen] = []
         faults: list[Fault] = []
+        pixels = self.look.canvas(span[1] - span[0])
         for number in range(*span):
+            row = None if pixels is None else pixels[len(rows)]
             try:
-                rows.append(self.look(number, sample_rng(0, 0, number), choose=False))
+                rows.append(self.look(number, sample_rng(0, 0, number), row=row, choose=False))
                 numbers.append(number)
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=number, attempt=0))
         if not rows:
             return EvalItem(span[1] - span[0], None, tuple(faults))
-        images, targets = images_of([seen.pixels for seen in rows], [seen.found for seen in rows])
+        images, targets = images_of(None if pixels is None else pixels[: len(rows)], [seen.found for seen in rows])
         keys = [self.reader.index.key(number) for number in numbers]
         index = torch.tensor(numbers, dtype=torch.int64)
         asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
