@@ -83,20 +83,20 @@ def open_clip_pipeline(task: Task) -> Iterator[int]:
 def plain(task: Task) -> Iterator[int]:
     """The same decoding, resizing, random numbers and batches on a bare walk over the tars: no index, no length, header or text is checked."""
     crop, scratch = TrainTransform(image_size=task.size, scale=task.scale).crop, Scratch()
-    pixels, captions, position = canvas(BATCH, task.size, task.size), [], 0
+    rows, captions, position = canvas(BATCH, task.size, task.size).split(1), [], 0
     for path in itertools.cycle(task.shards):
         for sample in _walk(path):
             payload = next((sample[name] for name in _JPEG if name in sample), None)
             if payload is None:
                 continue
             image, box = decode_only(payload, task.size, crop, sample_rng(0, 0, position), scratch)
-            resize(cut(image, box), (task.size, task.size), "bicubic", pixels[len(captions)])
+            resize(cut(image, box), "bicubic", rows[len(captions)])
             captions.append(_caption(sample))
             position += 1
             if len(captions) == BATCH:
                 task.words.encode(captions)
                 yield BATCH
-                pixels, captions = canvas(BATCH, task.size, task.size), []
+                rows, captions = canvas(BATCH, task.size, task.size).split(1), []
 
 
 def decoder(task: Task, *, reuse: bool) -> Iterator[int]:

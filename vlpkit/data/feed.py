@@ -22,7 +22,7 @@ from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
-from vlpkit.data.transforms import Transform, canvas
+from vlpkit.data.transforms import Transform, View, canvas
 from vlpkit.data.wishes import PAIRS
 from vlpkit.data.workers import load
 from vlpkit.types import IGNORE, Batch, ImageInput
@@ -96,8 +96,10 @@ class EvalItem:
 
 
 class Seen(NamedTuple):
-    """What was read of one sample, but for its pixels."""
+    """What was read of one sample."""
 
+    image: bytes  # encoded; b"" where no pixels are read
+    view: View | None
     found: Found | None
     captions: list[str]
     record: dict[str, Any]
@@ -105,14 +107,13 @@ class Seen(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A position whose image is still encoded; `seen` is None when its sample was refused."""
+    """A position whose image is not decoded yet; `seen` is None when its sample was refused."""
 
     position: int
     epoch: int
     number: int  # global sample number
     rng: np.random.Generator  # of the position, as far as it is used
     seen: Seen | None
-    image: bytes
 
 
 class Look:
@@ -135,22 +136,22 @@ class Look:
         self._only = (*(IMAGES if transform is not None else ()), *(TEXTS if self.texts else ()), *((MEMBER,) if regions is not None else ()))
 
     def canvas(self, count: int) -> Tensor | None:
-        """Room for the pixels of so many samples, where any are read."""
+        """(R, 3, S, S), room for the pixels of so many samples, where any are read."""
         return None if self.transform is None else canvas(count, self.transform.size, self.transform.size)
 
-    def read(self, number: int, rng: np.random.Generator, *, choose: bool) -> tuple[Seen, bytes]:
-        """All but the pixels of one sample, and its encoded image; with `choose`, one of its texts. Raises Refused."""
+    def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
+        """One sample, its image not decoded; with `choose`, one of its texts, before `rng` chooses a view of the image. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
         captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
         told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
-        return Seen(found, captions, record, told), image
+        return Seen(image, None if self.transform is None else self.transform.look(image, rng), found, captions, record, told)
 
-    def draw(self, image: bytes, rng: np.random.Generator, row: Tensor | None) -> None:
-        """Writes the pixels of an encoded image to `row`, where any are read; `rng` has chosen the text before. Raises Refused."""
-        if self.transform is not None:
-            self.transform(image, rng, row)
+    def draw(self, seen: Seen, rng: np.random.Generator, row: Tensor | None) -> None:
+        """Writes the pixels to a row of a canvas, where any are read. Raises Refused."""
+        if self.transform is not None and seen.view is not None and row is not None:
+            self.transform.draw(seen.image, seen.view, rng, row)
 
     def _told(self, captions: list[str], record: dict[str, Any], rng: np.random.Generator) -> Asked:
         return (captions[int(rng.integers(len(captions)))], IGNORE) if self.questions is None else self.questions.choose(captions, record, rng)
@@ -172,9 +173,10 @@ class TrainItems(Dataset[Item]):
         faults: list[Fault] = []
         samples: list[Sample] = []
         pixels = self.look.canvas(self.share.micro)
+        rows = rows_of(pixels, self.share.micro)
         for drafts in self._drafts(start, faults):
             for draft in drafts:
-                sample = self._usable(draft, None if pixels is None else pixels[len(samples)], faults)
+                sample = self._usable(draft, rows[len(samples)], faults)
                 if sample is None:
                     return Item(draft.position, None, tuple(fault for fault in faults if fault.position == draft.position))
                 samples.append(sample)
@@ -188,7 +190,7 @@ class TrainItems(Dataset[Item]):
         held = 0
         for row, (epoch, number) in enumerate(self.order.samples(start, start + self.share.micro).tolist()):
             block.append(self._draft(start + row, epoch, number, 0, self._rngs[len(block)], faults))
-            held += len(block[-1].image)
+            held += 0 if block[-1].seen is None else len(block[-1].seen.image)
             if len(block) == len(self._rngs) or held > BLOCK_BYTES:
                 yield block
                 block, held = [], 0
@@ -196,12 +198,12 @@ class TrainItems(Dataset[Item]):
 
     def _draft(self, position: int, epoch: int, number: int, attempt: int, rng: np.random.Generator, faults: list[Fault]) -> Draft:
         set_rng(rng, self.order.seed, epoch, position, attempt)
+        seen = None
         try:
-            seen, image = self.look.read(number, rng, choose=True)
+            seen = self.look(number, rng, choose=True)
         except Refused as refused:
             faults.append(fault(self.reader, number, refused, position=position, attempt=attempt))
-            seen, image = None, b""
-        return Draft(position, epoch, number, rng, seen, image)
+        return Draft(position, epoch, number, rng, seen)
 
     def _usable(self, draft: Draft, row: Tensor | None, faults: list[Fault]) -> Sample | None:
         """The sample of a position, its pixels written to `row`, or the first substitute that is not refused."""
@@ -211,7 +213,7 @@ class TrainItems(Dataset[Item]):
             if draft.seen is None:
                 continue
             try:
-                self.look.draw(draft.image, draft.rng, row)
+                self.look.draw(draft.seen, draft.rng, row)
                 return self._sample(draft.number, draft.seen, draft.rng)
             except Refused as refused:
                 faults.append(fault(self.reader, draft.number, refused, position=draft.position, attempt=attempt))
@@ -240,11 +242,12 @@ class EvalItems(Dataset[EvalItem]):
         rows: list[Seen] = []
         faults: list[Fault] = []
         pixels = self.look.canvas(span[1] - span[0])
+        places = rows_of(pixels, span[1] - span[0])
         for number in range(*span):
             rng = sample_rng(0, 0, number)
             try:
-                seen, image = self.look.read(number, rng, choose=False)
-                self.look.draw(image, rng, None if pixels is None else pixels[len(rows)])
+                seen = self.look(number, rng, choose=False)
+                self.look.draw(seen, rng, places[len(rows)])
                 rows.append(seen)
                 numbers.append(number)
             except Refused as refused:
@@ -291,6 +294,11 @@ def fault(reader: Reader, number: int, refused: Refused, *, position: int, attem
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
     return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+
+
+def rows_of(pixels: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    """Each image of a canvas by itself, (1, 3, S, S); as many Nones without one."""
+    return [None] * count if pixels is None else pixels.split(1)
 
 
 def another(text: str, captions: Sequence[str], number: int) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlpkit.data.decode import decode, read_header
+from vlpkit.data.decode import Header, decode, read_header
 from vlpkit.data.randaugment import MAX_MAGNITUDE, RandAugment
 from vlpkit.data.scratch import Scratch
 from vlpkit.errors import ConfigError, did_you_mean
@@ -29,8 +29,18 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 _KERNELS = {"bicubic": torch.ops.aten._upsample_bicubic2d_aa.out, "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out}
 
 
+class View(NamedTuple):
+    """What is to be seen of an image that is not decoded yet: its header, and the part of it that fills the square."""
+
+    header: Header
+    box: tuple[int, int, int, int]  # left, top, width, height in pixels of the whole image
+
+
 class Transform(Protocol):
-    """Bytes of one encoded image to (3, S, S) uint8, written to `row`, one of a `canvas`, where one is given; raises Refused(reason).
+    """Bytes of one encoded image to (3, S, S) uint8.
+
+    In two steps, so that whoever has many images reads all headers before any image is decoded: each work then finds its code and tables in the
+    processor's cache.
 
     Args:
         size: S, pixels a side.
@@ -38,7 +48,13 @@ class Transform(Protocol):
 
     size: int
 
-    def __call__(self, payload: bytes, rng: np.random.Generator, row: Tensor | None = None) -> Tensor: ...
+    def look(self, payload: bytes, rng: np.random.Generator) -> View:
+        """Reads the header and chooses what is seen. Raises Refused."""
+        ...
+
+    def draw(self, payload: bytes, view: View, rng: np.random.Generator, row: Tensor) -> None:
+        """Writes that to `row` (1, 3, S, S), one of a `canvas`; `rng` is the generator that `look` left behind. Raises Refused."""
+        ...
 
 
 def canvas(count: int, height: int, width: int) -> Tensor:
@@ -74,20 +90,21 @@ class TrainTransform:
         self.augment = RandAugment(*draws) if draws else None
         self._scratch = Scratch()
 
-    def __call__(self, payload: bytes, rng: np.random.Generator, row: Tensor | None = None) -> Tensor:
+    def look(self, payload: bytes, rng: np.random.Generator) -> View:
         header = read_header(payload)
-        left, top, width, height = self.crop(header.width, header.height, rng)
-        full, least = (header.width, header.height), self.size
+        return View(header, self.crop(header.width, header.height, rng))
+
+    def draw(self, payload: bytes, view: View, rng: np.random.Generator, row: Tensor) -> None:
+        (left, top, width, height), header, least = view.box, view.header, self.size
         # The decoded image may shrink as long as the crop inside it still covers S x S.
-        pixels = decode(payload, header, width=-(-full[0] * least // width), height=-(-full[1] * least // height), scratch=self._scratch)
-        x, y = pixels.shape[1] / full[0], pixels.shape[0] / full[1]
-        image = resize(cut(pixels, (left * x, top * y, (left + width) * x, (top + height) * y)), (least, least), self.interpolation, row)
+        pixels = decode(payload, header, width=-(-header.width * least // width), height=-(-header.height * least // height), scratch=self._scratch)
+        x, y = pixels.shape[1] / header.width, pixels.shape[0] / header.height
+        resize(cut(pixels, (left * x, top * y, (left + width) * x, (top + height) * y)), self.interpolation, row)
         if rng.random() < self.flip:
-            image.copy_(image.flip(2))
+            row.copy_(row.flip(3))
         if self.augment is not None:
-            array = image.permute(1, 2, 0).numpy()
+            array = row[0].permute(1, 2, 0).numpy()
             array[...] = np.asarray(self.augment(Image.fromarray(array), rng))
-        return image
 
     def crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """left, top, width, height of a crop: ten tries, then the largest centre crop of an allowed ratio."""
@@ -125,29 +142,31 @@ class EvalTransform:
         self.size, self.interpolation = _checked(image_size, interpolation)
         self._scratch = Scratch()
 
-    def __call__(self, payload: bytes, rng: np.random.Generator, row: Tensor | None = None) -> Tensor:
+    def look(self, payload: bytes, rng: np.random.Generator) -> View:
         header = read_header(payload)
-        pixels = decode(payload, header, width=2 * self.size, height=2 * self.size, scratch=self._scratch)
+        return View(header, (0, 0, header.width, header.height))
+
+    def draw(self, payload: bytes, view: View, rng: np.random.Generator, row: Tensor) -> None:
+        pixels = decode(payload, view.header, width=2 * self.size, height=2 * self.size, scratch=self._scratch)
         if self.how == "squash":
-            return resize(pixels, (self.size, self.size), self.interpolation, row)
-        short = min(header.width, header.height)
-        width, height = self.size * header.width // short, self.size * header.height // short
-        image = resize(pixels, (height, width), self.interpolation)
+            resize(pixels, self.interpolation, row)
+            return
+        short = min(view.header.width, view.header.height)
+        width, height = self.size * view.header.width // short, self.size * view.header.height // short
+        whole = canvas(1, height, width)
+        resize(pixels, self.interpolation, whole)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        image = image[:, top : top + self.size, left : left + self.size]
-        return image if row is None else row.copy_(image)
+        row.copy_(whole[:, :, top : top + self.size, left : left + self.size])
 
 
-def resize(pixels: NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation, row: Tensor | None = None) -> Tensor:
-    """(h, w, 3) uint8 to (3, *size) uint8 with antialiasing, written to `row` where one is given; equals Pillow's resize to within one grey
-    level, and takes a seventh of its time."""
-    image = canvas(1, *size)[0] if row is None else row
-    if pixels.shape[:2] == size:
-        image.permute(1, 2, 0).numpy()[...] = pixels
-    else:
-        planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
-        _KERNELS[interpolation](planes, size, False, None, None, out=image[None])
-    return image
+def resize(pixels: NDArray[np.uint8], interpolation: Interpolation, out: Tensor) -> None:
+    """(h, w, 3) uint8 to `out` (1, 3, H, W) uint8 with antialiasing; equals Pillow's resize to within one grey level, and takes a seventh of its time."""
+    height, width = out.shape[2:]
+    if pixels.shape[:2] == (height, width):
+        out[0].permute(1, 2, 0).numpy()[...] = pixels
+        return
+    planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+    _KERNELS[interpolation](planes, (height, width), False, None, None, out=out)
 
 
 def safe_augment(augment: Mapping[str, Any], safe: Mapping[str, Any]) -> dict[str, Any]:
