@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from vlpkit.errors import ResumeError
@@ -31,15 +32,17 @@ class Difference(NamedTuple):
         return f"{self.key}: {_show(self.saved)} -> {_show(self.new)}"
 
 
-# First match wins; a key matches a rule that it equals or lies under. What is not listed makes the run what it is.
+# First match wins; a key matches a rule that it equals or lies under, * standing for any name. What is not listed makes the run what it is.
 _RULES: tuple[tuple[str, Kind], ...] = (
     ("data.workers", "free"),
     ("data.cache", "free"),
     ("data.root", "free"),              # a moved data set is the same one; its fingerprint is compared when it is opened
+    ("data.mix.*.root", "free"),
     ("data.val_shards", "free"),
     ("data.val_batch", "free"),
     ("data.eval_resize", "free"),
     ("data.max_bad_share", "free"),
+    ("data.verify", "free"),
     ("optim", "tunable"),
     ("total", "tunable"),
     ("trainer.precision", "tunable"),
@@ -61,7 +64,7 @@ _RULES: tuple[tuple[str, Kind], ...] = (
 
 def kind_of(key: str) -> Kind:
     """What a change of a dotted key means to a run that is continued."""
-    return next((kind for rule, kind in _RULES if key == rule or key.startswith(rule + ".")), "identity")
+    return next((kind for rule, kind in _RULES if fnmatchcase(key, rule) or fnmatchcase(key, f"{rule}.*")), "identity")
 
 
 def compare_configs(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from vlpkit import __version__, dist
 from vlpkit.assemble import Assembly
+from vlpkit.data.state import check_words
 from vlpkit.layers.trunk import Trunk
 from vlpkit.optim import Optim
 from vlpkit.streams import Streams, seed_of
@@ -146,5 +147,6 @@ class PretrainModule(pl.LightningModule):
         checkpoint["vlpkit"] = {"format": 1, "version": __version__, "samples_seen": self.samples_seen, **self.record}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stands."""
+        """Go on counting where the checkpoint stands. Raises ResumeError for words of another tokenizer."""
+        check_words(checkpoint["vlpkit"]["words"], self.record["words"])
         self.samples_seen = int(checkpoint["vlpkit"]["samples_seen"])

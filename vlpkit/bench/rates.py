@@ -83,7 +83,8 @@ def open_clip_pipeline(task: Task) -> Iterator[int]:
 def plain(task: Task) -> Iterator[int]:
     """The same decoding, resizing, random numbers and batches on a bare walk over the tars: no index, no length, header or text is checked."""
     crop, scratch = TrainTransform(image_size=task.size, scale=task.scale).crop, Scratch()
-    rows, captions, position = canvas(BATCH, task.size, task.size).split(1), [], 0
+    captions: list[str] = []
+    rows, position = canvas(BATCH, task.size, task.size).split(1), 0
     for path in itertools.cycle(task.shards):
         for sample in _walk(path):
             payload = next((sample[name] for name in _JPEG if name in sample), None)

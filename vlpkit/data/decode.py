@@ -8,13 +8,15 @@ import json
 import struct
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from vlpkit.data.scratch import Scratch
 
@@ -22,6 +24,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_CAPTION = 2000  # characters; longer alternative texts are page dumps
 MAX_RECORD = 4 << 20  # bytes of a KEY.json
 ORIENTATION = 0x0112  # the Exif tag
+_COMMENTS = 4 << 20  # bytes that the texts of a PNG may unpack to
+_SCANNED = 1 << 34  # bytes times pixels above which the scans of a JPEG are counted
 # All that Pillow's parsers were seen to raise on damaged files.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
 UPRIGHT = 1  # its value for an image stored as it is meant to be seen
@@ -35,7 +39,7 @@ class Refused(Exception):
 
     Args:
         reason: the counted word: missing_image, empty_image, not_an_image, unsupported_format, truncated_image,
-            broken_image, too_many_bytes, too_many_pixels, too_small, extreme_aspect, missing_caption, empty_caption,
+            broken_image, too_many_bytes, too_many_pixels, too_many_scans, too_small, extreme_aspect, missing_caption, empty_caption,
             bad_utf8, bad_record, missing_regions, broken_regions, bad_regions or no_regions.
         detail: what exactly was found, for people.
     """
@@ -55,7 +59,7 @@ class Limits:
 
     Args:
         pixels: most pixels; side and small: longest and shortest side in pixels; aspect: longest over shortest side;
-            bytes: most bytes of the encoded image.
+            bytes: most bytes of the encoded image; scans: most passes of a progressive JPEG, each of which costs its decoder all pixels.
     """
 
     pixels: int = 50_000_000
@@ -63,6 +67,7 @@ class Limits:
     small: int = 8
     aspect: float = 20.0
     bytes: int = 32 << 20
+    scans: int = 100
 
 
 LIMITS = Limits()
@@ -102,6 +107,7 @@ def read_header(payload: bytes | None, *, limits: Limits = LIMITS) -> Header:
         else:
             if colours in ("YCbCr", "Gray", "RGB"):
                 _judge(int(width), int(height), limits)
+                _judge_scans(payload, int(width) * int(height), limits)
                 return Header("JPEG", int(width), int(height), quick=True)
             slow_path[colours] += 1
     return _open(payload, limits)
@@ -129,14 +135,22 @@ def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0, s
         factor = _factor(header, width, height)
         reduced = (header.width // factor, header.height // factor)
         image.draft(None, reduced[::-1] if turned else reduced)  # type: ignore[arg-type]
-    strict = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on for everybody
     try:
-        return np.asarray(to_rgb(image))
+        with _strictly():
+            return np.asarray(to_rgb(image))
     except BROKEN as error:
         raise _broken(error, payload) from None
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Pillow's switches as they must stand here: other libraries accept cut images for everybody, and a PNG may unpack 64 MB of comments."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY
+    ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY = False, _COMMENTS
+    try:
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = strict
+        ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -199,6 +213,12 @@ def _judge(width: int, height: int, limits: Limits) -> None:
         raise Refused("extreme_aspect", f"{width} x {height}, at most {limits.aspect:g} to 1")
 
 
+def _judge_scans(payload: bytes, pixels: int, limits: Limits) -> None:
+    # a scan takes some 12 bytes and its decoder about a nanosecond a pixel: below this product all of them together stay under two seconds
+    if len(payload) * pixels > _SCANNED and (scans := payload.count(b"\xff\xda")) > limits.scans:
+        raise Refused("too_many_scans", f"{scans} passes over the image, at most {limits.scans}")
+
+
 def _factor(header: Header, width: int, height: int) -> int:
     fits = (f for f in (8, 4, 2) if header.width >= f * width and header.height >= f * height)
     return next(fits, 1) if width > 0 and height > 0 else 1
@@ -207,7 +227,7 @@ def _factor(header: Header, width: int, height: int) -> int:
 def _pillow(payload: bytes) -> Image.Image:
     """Pillow's lazy image of an accepted format, its warning about decompression bombs taken seriously."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _strictly():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(payload), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -238,12 +258,15 @@ def _riff_cut(payload: bytes) -> bool:
 def _open(payload: bytes, limits: Limits) -> Header:
     image = _pillow(payload)
     _judge(*image.size, limits)  # before the tag is read: in a PNG it may stand behind the pixels
+    name = "JPEG" if image.format in ("JPEG", "MPO") else str(image.format)
+    if name == "JPEG":
+        _judge_scans(payload, image.width * image.height, limits)
     try:
-        turned = image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
+        with _strictly():
+            turned = image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
     except BROKEN as error:
         raise _broken(error, payload) from None
     width, height = image.size[::-1] if turned else image.size
-    name = "JPEG" if image.format in ("JPEG", "MPO") else str(image.format)
     return Header(name, width, height, quick=False, opened=image)
 
 

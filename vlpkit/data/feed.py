@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
-from vlpkit.data.order import Order, sample_rng, set_rng
+from vlpkit.data.look import Look, Seen, rows_of
+from vlpkit.data.mixture import Sequenced
+from vlpkit.data.order import sample_rng, set_rng
 from vlpkit.data.questions import Asked, Questions
-from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
-from vlpkit.data.regions import MEMBER, Detections, Found
+from vlpkit.data.reader import TEXTS, Reader
+from vlpkit.data.regions import Detections
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
-from vlpkit.data.transforms import Transform, View, canvas
+from vlpkit.data.transforms import Transform
 from vlpkit.data.wishes import PAIRS
 from vlpkit.data.workers import load
 from vlpkit.types import IGNORE, Batch, ImageInput
@@ -95,20 +98,10 @@ class EvalItem:
     faults: tuple[Fault, ...]
 
 
-class Seen(NamedTuple):
-    """What was read of one sample."""
-
-    image: bytes  # encoded; b"" where no pixels are read
-    view: View | None
-    found: Found | None
-    captions: list[str]
-    record: dict[str, Any]
-    told: Asked | None  # the text of a training sample
-
-
 class Draft(NamedTuple):
     """A position whose image is not decoded yet; `seen` is None when its sample was refused."""
 
+    look: Look  # of the set that the sample belongs to
     position: int
     epoch: int
     number: int  # global sample number
@@ -116,63 +109,23 @@ class Draft(NamedTuple):
     seen: Seen | None
 
 
-class Look:
-    """Reads of a sample what the recipe wants: nothing else is fetched, and nothing else decoded.
-
-    Args:
-        reader: bytes by number.
-        transform: of the pixels; None: no pixels are read.
-        regions: which regions count; None: none are read.
-        questions: how they are mixed with captions; None: captions alone.
-        texts: whether captions are read, and a sample without one refused.
-    """
-
-    def __init__(
-        self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None, texts: bool = True,
-    ) -> None:
-        self.reader, self.transform, self.regions, self.questions = reader, transform, regions, questions
-        # regions are read beside the record, which may hold the size of their image
-        self.texts = texts or regions is not None
-        self._only = (*(IMAGES if transform is not None else ()), *(TEXTS if self.texts else ()), *((MEMBER,) if regions is not None else ()))
-
-    def canvas(self, count: int) -> Tensor | None:
-        """(R, 3, S, S), room for the pixels of so many samples, where any are read."""
-        return None if self.transform is None else canvas(count, self.transform.size, self.transform.size)
-
-    def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
-        """One sample, its image not decoded; with `choose`, one of its texts, before `rng` chooses a view of the image. Raises Refused."""
-        members = self.reader.read(number, only=self._only)
-        image = image_of(members) if self.transform is not None else b""
-        captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
-        told = self._told(captions, record, rng) if choose and self.texts else None
-        found = None if self.regions is None else self.regions(members.get(MEMBER), record)
-        return Seen(image, None if self.transform is None else self.transform.look(image, rng), found, captions, record, told)
-
-    def draw(self, seen: Seen, rng: np.random.Generator, row: Tensor | None) -> None:
-        """Writes the pixels to a row of a canvas, where any are read. Raises Refused."""
-        if self.transform is not None and seen.view is not None and row is not None:
-            self.transform.draw(seen.image, seen.view, rng, row)
-
-    def _told(self, captions: list[str], record: dict[str, Any], rng: np.random.Generator) -> Asked:
-        return (captions[int(rng.integers(len(captions)))], IGNORE) if self.questions is None else self.questions.choose(captions, record, rng)
-
-
 class TrainItems(Dataset[Item]):
-    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number; without `words`, images alone."""
+    """Item `turn` holds the positions that `share` gives this rank in its micro-batch of that number; without `words`, images alone.
+    Each set of the order has a transform."""
 
     def __init__(
-        self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words | None, regions: Detections | None = None,
-        questions: Questions | None = None, second: bool = False,
+        self, *, reader: Reader, order: Sequenced, share: Share, transforms: Sequence[Transform | None], words: Words | None,
+        regions: Detections | None = None, questions: Questions | None = None, second: bool = False,
     ) -> None:
-        self.reader, self.order, self.share, self.second = reader, order, share, second
-        self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None), words
+        self.reader, self.order, self.share, self.words, self.second = reader, order, share, words, second
+        self.looks = [Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None) for transform in transforms]
         self._rngs = [sample_rng(0, 0, row) for row in range(min(BLOCK, share.micro))]
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
         faults: list[Fault] = []
         samples: list[Sample] = []
-        pixels = self.look.canvas(self.share.micro)
+        pixels = self.looks[0].canvas(self.share.micro)
         rows = rows_of(pixels, self.share.micro)
         for drafts in self._drafts(start, faults):
             for draft in drafts:
@@ -188,44 +141,50 @@ class TrainItems(Dataset[Item]):
         of each work in the processor's cache, which halves the time of the small ones."""
         block: list[Draft] = []
         held = 0
-        for row, (epoch, number) in enumerate(self.order.samples(start, start + self.share.micro).tolist()):
-            block.append(self._draft(start + row, epoch, number, 0, self._rngs[len(block)], faults))
+        found = self.order.samples(start, start + self.share.micro)
+        for row, ((epoch, number), at) in enumerate(zip(found.tolist(), self.order.sets(found[:, 1]).tolist())):
+            block.append(self._draft(self.looks[at], start + row, epoch, number, 0, self._rngs[len(block)], faults))
             held += 0 if block[-1].seen is None else len(block[-1].seen.image)
             if len(block) == len(self._rngs) or held > BLOCK_BYTES:
                 yield block
                 block, held = [], 0
         yield block
 
-    def _draft(self, position: int, epoch: int, number: int, attempt: int, rng: np.random.Generator, faults: list[Fault]) -> Draft:
+    def _draft(self, look: Look, position: int, epoch: int, number: int, attempt: int, rng: np.random.Generator, faults: list[Fault]) -> Draft:
         set_rng(rng, self.order.seed, epoch, position, attempt)
         seen = None
         try:
-            seen = self.look(number, rng, choose=True)
+            seen = look(number, rng, choose=True)
         except Refused as refused:
             faults.append(fault(self.reader, number, refused, position=position, attempt=attempt))
-        return Draft(position, epoch, number, rng, seen)
+        return Draft(look, position, epoch, number, rng, seen)
 
     def _usable(self, draft: Draft, row: Tensor | None, faults: list[Fault]) -> Sample | None:
         """The sample of a position, its pixels written to `row`, or the first substitute that is not refused."""
         for attempt in range(SUBSTITUTES + 1):
             if attempt:
-                draft = self._draft(draft.position, draft.epoch, self.order.substitute(draft.position, attempt), attempt, draft.rng, faults)
+                draft = self._substitute(draft, attempt, faults)
             if draft.seen is None:
                 continue
             try:
-                self.look.draw(draft.seen, draft.rng, row)
-                return self._sample(draft.number, draft.seen, draft.rng)
+                draft.look.draw(draft.seen, draft.rng, row)
+                return self._sample(draft, draft.seen)
             except Refused as refused:
                 faults.append(fault(self.reader, draft.number, refused, position=draft.position, attempt=attempt))
         return None
 
-    def _sample(self, number: int, seen: Seen, rng: np.random.Generator) -> Sample:
-        key = self.reader.index.key(number)
+    def _substitute(self, draft: Draft, attempt: int, faults: list[Fault]) -> Draft:
+        number = self.order.substitute(draft.position, attempt)
+        (at,) = self.order.sets(np.array([number])).tolist()
+        return self._draft(self.looks[at], draft.position, draft.epoch, number, attempt, draft.rng, faults)
+
+    def _sample(self, draft: Draft, seen: Seen) -> Sample:
+        number, key = draft.number, self.reader.index.key(draft.number)
         if seen.told is None or self.words is None:
             return Sample(None, number, key, seen.found)
         text, answer = seen.told
-        other = another(text, seen.captions, int(rng.integers(len(seen.captions)))) if self.second else None
-        return Sample(text, number, key, seen.found, None if self.look.questions is None else answer, other)
+        other = another(text, seen.captions, int(draft.rng.integers(len(seen.captions)))) if self.second else None
+        return Sample(text, number, key, seen.found, None if draft.look.questions is None else answer, other)
 
 
 class EvalItems(Dataset[EvalItem]):
@@ -269,24 +228,28 @@ class TrainLoader:
         items: micro-batches by number.
         span: called at each start; the numbers to deliver.
         workers: processes; 0: this one.
-        ledger: books what was refused; its budget may end the run.
+        ledgers: of each set of the order one, which books what was refused; its budget may end the run.
+        key: configuration key of the shards, named in messages.
         source: name under which batches are given.
     """
 
-    def __init__(self, items: TrainItems, *, span: Callable[[], range], workers: int, ledger: Ledger, source: str = PAIRS) -> None:
-        self.items, self.span, self.workers, self.ledger, self.source = items, span, workers, ledger, source
+    def __init__(
+        self, items: TrainItems, *, span: Callable[[], range], workers: int, ledgers: Sequence[Ledger], key: str, source: str = PAIRS
+    ) -> None:
+        self.items, self.span, self.workers, self.ledgers, self.key, self.source = items, span, workers, ledgers, key, source
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        length, share = len(self.items.order), self.items.share
-        for item in load(self.items, self.span(), workers=self.workers, key=self.ledger.key):
+        turns, order = self.span(), self.items.order
+        audit = Audit(order, self.items.share, turn=turns.start, key=self.key)
+        for item in load(self.items, turns, workers=self.workers, key=self.key):
             if item.batch is None:
-                self.ledger.give_up(item.position, item.faults)
+                (at,) = order.sets(order.samples(item.position, item.position + 1)[:, 1])
+                self.ledgers[at].give_up(item.position, item.faults)
                 return
-            self.ledger.add(len(item.batch), item.faults)
-            done = share.turn(item.position) * share.world * share.micro
-            epoch = done // length
-            if (done + share.world * share.micro) // length > epoch:
-                log.info("epoch %d of the %s is read; this rank so far: %s", epoch, "data" if self.source == PAIRS else self.source, self.ledger.line())
+            for at, (read, faults) in audit.book(item.position, item.batch.pair_id, item.faults).items():
+                self.ledgers[at].add(read, faults)
+            for epoch, tally in audit.closed().items():
+                log.info("epoch %d of the %s ends; on this rank %s", epoch, "data" if self.source == PAIRS else self.source, tally)
             yield {self.source: item.batch}
 
 
@@ -294,11 +257,6 @@ def fault(reader: Reader, number: int, refused: Refused, *, position: int, attem
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
     return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
-
-
-def rows_of(pixels: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    """Each image of a canvas by itself, (1, 3, S, S); as many Nones without one."""
-    return [None] * count if pixels is None else pixels.split(1)
 
 
 def another(text: str, captions: Sequence[str], number: int) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vlpkit.data.manifest import compare
 from vlpkit.data.recent import Recent
 from vlpkit.data.table import Shard, Table, load_shard, load_table
 from vlpkit.data.tarscan import Flaw
@@ -97,13 +98,22 @@ class Index:
         return load_table(shard, folder=self._folder)
 
 
-def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, key: str = "data.shards") -> Index:
+def join(parts: Sequence[Index]) -> Index:
+    """Indexes over the same folder as one, whose samples count on from part to part."""
+    if len(parts) == 1:
+        return parts[0]
+    held = {path: body for part in parts for path, body in part._held.items()}
+    return Index([shard for part in parts for shard in part.shards], folder=parts[0]._folder, held=held)
+
+
+def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, verify: bool = False, key: str = "data.shards") -> Index:
     """Index shards, from the cache where it still holds.
 
     Args:
         shards: paths, as `shardlist.expand` gives them.
         cache: folder for tables, made when absent; None: nothing is cached.
         max_bad_share: share of the shards that may be damaged; their readable samples are kept and the damage is counted.
+        verify: compare the sha256 of each shard with that of the manifest beside it.
         key: configuration key named in refusals.
 
     Raises:
@@ -126,6 +136,7 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
             then = time.monotonic()
     if held and folder is not None:
         log.warning("%s: %s cannot be written, so the index is made anew at every start. Set paths.cache to a writable folder.", key, folder)
+    found = compare(found, folder=folder, verify=verify, key=key)
     _judge(found, max_bad_share, key)
     return Index(found, folder=folder, held=held)
 

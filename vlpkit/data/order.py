@@ -8,7 +8,7 @@ output (stable sort), so they hang on no library routine that may change between
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,7 @@ def set_rng(rng: np.random.Generator, seed: int, epoch: int, position: int, atte
 
 
 def seed_beside(seed: int, source: str) -> int:
-    """The seed of a source that stands beside the pairs: over the same shards it gives another order."""
+    """The seed of a source that stands beside the pairs, or of a set among them: over the same shards it gives another order."""
     return _key("source", seed, source)
 
 
@@ -101,6 +101,14 @@ class Order:
             return draw % self._length
         block = self._windows.get((epoch, at))
         return int(block[draw % len(block)])
+
+    def sets(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) zeros: of one source, every sample belongs to the one set."""
+        return np.zeros_like(numbers)
+
+    def numbers(self) -> Iterator[int]:
+        """Every sample once, in the order of the index."""
+        return iter(range(self._length))
 
     def _locate(self, position: int) -> tuple[int, int, int]:
         if position < 0:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from vlpkit.data.decode import Refused
+from vlpkit.data.decode import LIMITS, Refused
 from vlpkit.data.index import Index
 from vlpkit.data.recent import Recent
 from vlpkit.data.table import Shard
@@ -74,7 +74,7 @@ class Reader:
             only: the extensions wanted; None: all.
 
         Raises:
-            Refused: shard_missing, shard_changed, short_read or read_error.
+            Refused: shard_missing, shard_changed, short_read, read_error, or too_many_bytes for a member larger than any reader takes.
         """
         entry = self.index.entry(number)
         if entry is None:
@@ -88,6 +88,8 @@ class Reader:
         return image_of(found), found.get("txt"), found.get("json")
 
     def _member(self, shard: Shard, offset: int, size: int) -> bytes:
+        if size > LIMITS.bytes:
+            raise Refused("too_many_bytes", f"a member of {size} bytes, at most {LIMITS.bytes}")
         problem = Refused("read_error")
         for attempt in range(_TRIES):
             if attempt:

@@ -169,26 +169,27 @@ def resize(pixels: NDArray[np.uint8], interpolation: Interpolation, out: Tensor)
     _KERNELS[interpolation](planes, (height, width), False, None, None, out=out)
 
 
-def safe_augment(augment: Mapping[str, Any], safe: Mapping[str, Any]) -> dict[str, Any]:
+def safe_augment(augment: Mapping[str, Any], safe: Mapping[str, Any], *, place: str = "data.safe") -> dict[str, Any]:
     """What to do to an image: the recipe's wishes within what the captions of this data survive.
 
     Args:
         augment: scale (least and largest share of the area), flip (probability), randaugment ([draws, magnitude] or None).
         safe: min_crop (least share of the area a caption survives), mirror and randaugment (bool).
+        place: configuration key of `safe`, named in refusals.
 
     Returns:
         The keyword arguments of `TrainTransform` of the same three names.
     """
     for name, found, wanted in (
         ("data.augment", augment, ("scale", "flip", "randaugment")),
-        ("data.safe", safe, ("min_crop", "mirror", "randaugment")),
+        (place, safe, ("min_crop", "mirror", "randaugment")),
     ):
         if wrong := sorted(set(found) ^ set(wanted)):
             raise ConfigError(f"{name} has the keys {', '.join(found) or 'none'}; it needs exactly {', '.join(wanted)} (look at: {', '.join(wrong)})")
     scale, flip, draws = check_augment(**augment)
     least = float(safe["min_crop"])
     if not 0 <= least <= 1:
-        raise ConfigError(f"data.safe.min_crop is {least:g}; it is a share of the area, from 0 to 1")
+        raise ConfigError(f"{place}.min_crop is {least:g}; it is a share of the area, from 0 to 1")
     kept = {
         "scale": (max(scale[0], least), max(scale[1], least)),
         "flip": flip if safe["mirror"] else 0.0,
@@ -196,7 +197,7 @@ def safe_augment(augment: Mapping[str, Any], safe: Mapping[str, Any]) -> dict[st
     }
     asked = {"scale": scale, "flip": flip, "randaugment": draws}
     for key in (key for key in asked if asked[key] != kept[key]):
-        log.info("data.augment.%s is %s here, not %s: the captions of this data would not stay true (data.safe)", key, kept[key], asked[key])
+        log.info("data.augment.%s is %s here, not %s: the captions of this data would not stay true (%s)", key, kept[key], asked[key], place)
     return kept
 
 

@@ -114,7 +114,7 @@ def from_transformers(name: str) -> tuple[Tokenizer, dict[str, int]]:
     from transformers import AutoTokenizer  # heavy, and only this branch needs it
 
     try:
-        outer = AutoTokenizer.from_pretrained(name, local_files_only=folder)
+        outer = AutoTokenizer.from_pretrained(name, local_files_only=folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_had(name, folder, str(error)) from None
     if not outer.is_fast:
