@@ -30,7 +30,7 @@ _SCANNED = 1 << 34  # bytes times pixels above which the scans of a JPEG are cou
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
 UPRIGHT = 1  # its value for an image stored as it is meant to be seen
 
-# Images that the fast decoder would not take, by cause, since this process started; reports show it, nothing reads it.
+# Images that the fast decoder would not take, by cause, since this process and its readers started; reports show it, nothing hangs on it.
 slow_path: Counter[str] = Counter()
 
 

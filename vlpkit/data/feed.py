@@ -4,9 +4,10 @@ Refused samples are replaced where they stand and travel to the main process as 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
-from vlpkit.data.decode import Refused, read_caption
+from vlpkit.data.decode import Refused, read_caption, slow_path
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.look import Look, Seen, rows_of
 from vlpkit.data.mixture import Sequenced
@@ -43,6 +44,7 @@ class Item:
     position: int  # of its first sample
     batch: Batch | None
     faults: tuple[Fault, ...]
+    slow: Counter[str]  # images that the fast decoder would not take, by cause
 
     def pin_memory(self) -> Item:
         """Called by the loader's pinning thread."""
@@ -96,6 +98,7 @@ class EvalItem:
     served: int
     batch: EvalBatch | None
     faults: tuple[Fault, ...]
+    slow: Counter[str]
 
 
 class Draft(NamedTuple):
@@ -122,7 +125,7 @@ class TrainItems(Dataset[Item]):
         self._rngs = [sample_rng(0, 0, row) for row in range(min(BLOCK, share.micro))]
 
     def __getitem__(self, turn: int) -> Item:
-        start = self.share.start(turn)
+        start, before = self.share.start(turn), slow_path.copy()
         faults: list[Fault] = []
         samples: list[Sample] = []
         pixels = self.looks[0].canvas(self.share.micro)
@@ -131,10 +134,10 @@ class TrainItems(Dataset[Item]):
             for draft in drafts:
                 sample = self._usable(draft, rows[len(samples)], faults)
                 if sample is None:
-                    return Item(draft.position, None, tuple(fault for fault in faults if fault.position == draft.position))
+                    return Item(draft.position, None, tuple(fault for fault in faults if fault.position == draft.position), slow_path - before)
                 samples.append(sample)
         faults.sort(key=lambda fault: (fault.position, fault.attempt))
-        return Item(start, collate(samples, pixels=pixels, words=self.words), tuple(faults))
+        return Item(start, collate(samples, pixels=pixels, words=self.words), tuple(faults), slow_path - before)
 
     def _drafts(self, start: int, faults: list[Fault]) -> Iterator[list[Draft]]:
         """The positions of a micro-batch, encoded, in blocks: reading all of a block before any image of it is decoded keeps the code and tables
@@ -197,6 +200,7 @@ class EvalItems(Dataset[EvalItem]):
         self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
+        before = slow_path.copy()
         numbers: list[int] = []
         rows: list[Seen] = []
         faults: list[Fault] = []
@@ -212,13 +216,16 @@ class EvalItems(Dataset[EvalItem]):
             except Refused as refused:
                 faults.append(fault(self.reader, number, refused, position=number, attempt=0))
         if not rows:
-            return EvalItem(span[1] - span[0], None, tuple(faults))
+            return EvalItem(span[1] - span[0], None, tuple(faults), slow_path - before)
         images, targets = images_of(None if pixels is None else pixels[: len(rows)], [seen.found for seen in rows])
         keys = [self.reader.index.key(number) for number in numbers]
         index = torch.tensor(numbers, dtype=torch.int64)
         asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
         batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked, self.second)
-        return EvalItem(span[1] - span[0], batch, tuple(faults))
+        return EvalItem(span[1] - span[0], batch, tuple(faults), slow_path - before)
+
+
+Arrival = TypeVar("Arrival", Item, EvalItem)
 
 
 class TrainLoader:
@@ -241,7 +248,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         turns, order = self.span(), self.items.order
         audit = Audit(order, self.items.share, turn=turns.start, key=self.key)
-        for item in load(self.items, turns, workers=self.workers, key=self.key):
+        for item in arrived(load(self.items, turns, workers=self.workers, key=self.key), workers=self.workers):
             if item.batch is None:
                 (at,) = order.sets(order.samples(item.position, item.position + 1)[:, 1])
                 self.ledgers[at].give_up(item.position, item.faults)
@@ -251,6 +258,14 @@ class TrainLoader:
             for epoch, tally in audit.closed().items():
                 log.info("epoch %d of the %s ends; on this rank %s", epoch, "data" if self.source == PAIRS else self.source, tally)
             yield {self.source: item.batch}
+
+
+def arrived(items: Iterator[Arrival], *, workers: int) -> Iterator[Arrival]:
+    """The same items; what reading processes counted of the slow path is booked in this one."""
+    for item in items:
+        if workers:
+            slow_path.update(item.slow)
+        yield item
 
 
 def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:
