@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from vlpkit.bench.made import photograph
 from vlpkit.data.decode import Refused
 from vlpkit.data.randaugment import CHANGES, SIGNED, RandAugment
 from vlpkit.data.transforms import EvalTransform, TrainTransform, Transform, canvas, safe_augment
@@ -86,6 +88,60 @@ def test_a_training_crop_looks_like_the_full_decode(seed: int, size: int) -> Non
     left, top, width, height = transform.crop(683, 512, rng(seed))
     expected = full(payload).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     assert apart(seen(transform, payload, rng(seed)), expected) < 2.5
+
+
+def by_pillow(transform: TrainTransform, payload: bytes, seed: int) -> Image.Image:
+    """The full decode, of which the same crop is resized; its box as whole pixels of the scale at which the transform decodes."""
+    image, size = full(payload), transform.size
+    left, top, width, height = transform.crop(*image.size, rng(seed))
+    f = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
+    box = [round(at / f) * f for at in (left, top, left + width, top + height)]
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(box[0], box[1], min(image.width, box[2]), min(image.height, box[3])))
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.2, 1.0)])
+@pytest.mark.parametrize(("size", "each", "mean"), [(224, 0.3, 0.1), (64, 6.0, 2.5)], ids=["at full scale", "at half the scale"])
+def test_photographs_look_as_pillow_shows_them(scale: tuple[float, float], size: int, each: float, mean: float) -> None:
+    folder = Path(__file__).parents[2].parent / "shared" / "data" / "flickr900" / "images"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    transform = TrainTransform(image_size=size, scale=scale)
+    payloads = [path.read_bytes() for path in sorted(folder.iterdir())[::20]]
+    found = [apart(seen(transform, payload, rng(seed)), by_pillow(transform, payload, seed)) for seed, payload in enumerate(payloads)]
+    assert len(found) == 45
+    assert max(found) < each
+    assert sum(found) / len(found) < mean
+
+
+@pytest.mark.parametrize(("width", "height"), [(341, 256), (269, 201), (683, 515), (1367, 1025)])
+@pytest.mark.parametrize("size", [40, 64, 224])
+def test_made_up_photographs_look_as_pillow_shows_them_whatever_their_sides(width: int, height: int, size: int) -> None:
+    payload = photograph(np.random.default_rng(0), width, height)
+    transform = TrainTransform(image_size=size, scale=(0.2, 1.0))
+    for seed in range(4):
+        assert apart(seen(transform, payload, rng(seed)), by_pillow(transform, payload, seed)) < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_other_formats_look_as_pillow_shows_them(kind: str) -> None:
+    payload = photograph(np.random.default_rng(0), 341, 256, kind=kind)
+    transform = TrainTransform(image_size=64, scale=(0.2, 1.0))
+    for seed in range(4):
+        left, top, width, height = transform.crop(341, 256, rng(seed))
+        expected = full(payload).resize((64, 64), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        assert apart(seen(transform, payload, rng(seed)), expected) < 0.3
+
+
+def test_an_image_is_written_to_its_row_and_nowhere_else() -> None:
+    rows = canvas(3, 48, 48)
+    rows.fill_(7)
+    transform = TrainTransform(image_size=48, scale=(0.2, 1.0), flip=0.5, randaugment=(2, 5))
+    for seed in range(6):
+        generator, payload = rng(seed), photo(200, 150)
+        transform.draw(payload, transform.look(payload, generator), generator, rows[1:2])
+        assert torch.equal(rows[1], seen(transform, payload, rng(seed)))
+    assert rows[0].eq(7).all()
+    assert rows[2].eq(7).all()
 
 
 def test_small_images_are_enlarged() -> None:

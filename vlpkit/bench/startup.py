@@ -23,7 +23,7 @@ from vlpkit.bench.startup import first_batch
 folder, seen = sys.argv[1], int(sys.argv[2])
 wall, processor = time.perf_counter(), time.process_time()
 found = first_batch(folder, seen)
-print(json.dumps({"s": time.perf_counter() - wall, "processor_s": time.process_time() - processor, **found}))
+json.dump({"s": time.perf_counter() - wall, "processor_s": time.process_time() - processor, **found}, sys.stdout)
 """
 
 

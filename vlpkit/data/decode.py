@@ -121,7 +121,7 @@ def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0, s
     full size; the decoder's faster transforms and chroma save some 6 % and cost a grey level, so they stay off. Raises Refused("truncated_image" | "broken_image").
     """
     if header.quick:
-        factor = _factor(header, width, height)
+        factor = factor_for(header, width, height)
         rows, columns = -(-header.height // factor), -(-header.width // factor)
         least = {"min_height": rows, "min_width": columns, "min_factor": factor} if factor > 1 else {}
         room = None if scratch is None else scratch.lend(3 * rows * columns)
@@ -132,7 +132,7 @@ def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0, s
     image = header.opened or _pillow(payload)
     if header.format == "JPEG" and width and height:
         turned = image.size != (header.width, header.height)
-        factor = _factor(header, width, height)
+        factor = factor_for(header, width, height)
         reduced = (header.width // factor, header.height // factor)
         image.draft(None, reduced[::-1] if turned else reduced)  # type: ignore[arg-type]
     try:
@@ -219,8 +219,10 @@ def _judge_scans(payload: bytes, pixels: int, limits: Limits) -> None:
         raise Refused("too_many_scans", f"{scans} passes over the image, at most {limits.scans}")
 
 
-def _factor(header: Header, width: int, height: int) -> int:
-    fits = (f for f in (8, 4, 2) if header.width >= f * width and header.height >= f * height)
+def factor_for(header: Header, width: int, height: int) -> int:
+    """1, 2, 4 or 8: the largest by which `decode` may shrink an image that must still be `width` x `height`. Pixel i of the smaller image covers
+    the pixels from i times that factor on, also where the last one is not filled."""
+    fits = (f for f in (8, 4, 2) if header.format == "JPEG" and header.width >= f * width and header.height >= f * height)
     return next(fits, 1) if width > 0 and height > 0 else 1
 
 

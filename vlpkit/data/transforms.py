@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlpkit.data.decode import Header, decode, read_header
+from vlpkit.data.decode import Header, decode, factor_for, read_header
 from vlpkit.data.randaugment import MAX_MAGNITUDE, RandAugment
 from vlpkit.data.scratch import Scratch
 from vlpkit.errors import ConfigError, did_you_mean
@@ -97,9 +97,10 @@ class TrainTransform:
     def draw(self, payload: bytes, view: View, rng: np.random.Generator, row: Tensor) -> None:
         (left, top, width, height), header, least = view.box, view.header, self.size
         # The decoded image may shrink as long as the crop inside it still covers S x S.
-        pixels = decode(payload, header, width=-(-header.width * least // width), height=-(-header.height * least // height), scratch=self._scratch)
-        x, y = pixels.shape[1] / header.width, pixels.shape[0] / header.height
-        resize(cut(pixels, (left * x, top * y, (left + width) * x, (top + height) * y)), self.interpolation, row)
+        whole = -(-header.width * least // width), -(-header.height * least // height)
+        factor = factor_for(header, *whole)
+        pixels = decode(payload, header, width=whole[0], height=whole[1], scratch=self._scratch)
+        resize(cut(pixels, (left / factor, top / factor, (left + width) / factor, (top + height) / factor)), self.interpolation, row)
         if rng.random() < self.flip:
             row.copy_(row.flip(3))
         if self.augment is not None:
