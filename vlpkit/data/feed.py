@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 
 from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
-from vlpkit.data.decode import Refused, read_caption, slow_path
+from vlpkit.data.decode import Refused, slow_path
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.look import Look, Seen, rows_of
 from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import sample_rng, set_rng
 from vlpkit.data.questions import Asked, Questions
-from vlpkit.data.reader import TEXTS, Reader
+from vlpkit.data.reader import Reader
 from vlpkit.data.regions import Detections
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
@@ -278,9 +278,3 @@ def another(text: str, captions: Sequence[str], number: int) -> str:
     """A caption other than `text`, counted on from that `number`; `text` itself where there is no other."""
     rest = [caption for caption in captions if caption != text] or [text]
     return rest[number % len(rest)]
-
-
-def captions_of(reader: Reader, number: int) -> list[str]:
-    """All captions of one sample, its image untouched. Raises Refused."""
-    found = reader.read(number, only=TEXTS)
-    return read_caption(found.get("txt"), found.get("json"))[0]

@@ -3,13 +3,13 @@ Pixels come last and are written straight into a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from vlpkit.data.decode import read_caption
+from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import MEMBER, Detections, Found
@@ -55,7 +55,7 @@ class Look:
         """One sample, its image not decoded; with `choose`, one of its texts, before `rng` chooses a view of the image. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
-        captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
+        captions, record = said_of(members, self.questions) if self.texts else ([], {})
         told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
         return Seen(image, None if self.transform is None else self.transform.look(image, rng), found, captions, record, told)
@@ -72,3 +72,18 @@ class Look:
 def rows_of(pixels: Tensor | None, count: int) -> Sequence[Tensor | None]:
     """Each image of a canvas by itself, (1, 3, S, S); as many Nones without one."""
     return [None] * count if pixels is None else pixels.split(1)
+
+
+def captions_of(reader: Reader, number: int, questions: Questions | None = None) -> list[str]:
+    """All captions of one sample, its image untouched. Raises Refused."""
+    return said_of(reader.read(number, only=TEXTS), questions)[0]
+
+
+def said_of(members: Mapping[str, bytes], questions: Questions | None) -> tuple[list[str], dict[str, Any]]:
+    """Captions and record of a sample. Where a recipe reads questions and there is no caption, they are what is said of the image. Raises Refused."""
+    captions, record = read_caption(members.get("txt"), members.get("json"), needed=questions is None)
+    if questions is not None and not captions:
+        captions = [question for question, _ in questions.of(record)]
+        if not captions:
+            raise Refused("missing_caption", "no question either")
+    return captions, record

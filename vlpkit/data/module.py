@@ -16,8 +16,9 @@ import pytorch_lightning as pl
 
 from vlpkit.data.decode import Refused, slow_path
 from vlpkit.data.faults import Ledger, together
-from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, arrived, captions_of
+from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, arrived
 from vlpkit.data.index import Index, build_index, join
+from vlpkit.data.look import captions_of
 from vlpkit.data.mixture import Mixture, Sequenced, counted
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import read_mix
@@ -300,7 +301,7 @@ class DataModule(pl.LightningDataModule):
         reader, given = Reader(self.index), 0
         for number in self.order.numbers():
             try:
-                found = captions_of(reader, number)
+                found = captions_of(reader, number, self.questions)
             except Refused:
                 continue  # counted when its position comes
             for caption in found:
