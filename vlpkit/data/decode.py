@@ -18,6 +18,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from vlpkit.data.scratch import Scratch
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_CAPTION = 2000  # characters; longer alternative texts are page dumps
 MAX_RECORD = 4 << 20  # bytes of a KEY.json
@@ -28,7 +30,7 @@ _SCANNED = 1 << 34  # bytes times pixels above which the scans of a JPEG are cou
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
 UPRIGHT = 1  # its value for an image stored as it is meant to be seen
 
-# Images that the fast decoder would not take, by cause, since this process started; reports show it, nothing reads it.
+# Images that the fast decoder would not take, by cause, since this process and its readers started; reports show it, nothing hangs on it.
 slow_path: Counter[str] = Counter()
 
 
@@ -111,24 +113,26 @@ def read_header(payload: bytes | None, *, limits: Limits = LIMITS) -> Header:
     return _open(payload, limits)
 
 
-def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0) -> NDArray[np.uint8]:
+def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0, scratch: Scratch | None = None) -> NDArray[np.uint8]:
     """(h, w, 3) uint8, the whole upright image at the smallest of the scales 1, 1/2, 1/4, 1/8 that is still at least
-    `width` x `height`; a JPEG only, and 0 asks for full size.
+    `width` x `height`; a JPEG only, and 0 asks for full size. With `scratch` the image may lie there until the next one.
 
     At full size the pixels are those of Pillow's decoder. The scales between (7/8, 3/4, ...) exist but take longer than
     full size; the decoder's faster transforms and chroma save some 6 % and cost a grey level, so they stay off. Raises Refused("truncated_image" | "broken_image").
     """
     if header.quick:
-        factor = _factor(header, width, height)
-        least = {"min_height": -(-header.height // factor), "min_width": -(-header.width // factor), "min_factor": factor}
+        factor = factor_for(header, width, height)
+        rows, columns = -(-header.height // factor), -(-header.width // factor)
+        least = {"min_height": rows, "min_width": columns, "min_factor": factor} if factor > 1 else {}
+        room = None if scratch is None else scratch.lend(3 * rows * columns)
         try:
-            return simplejpeg.decode_jpeg(payload, "RGB", **(least if factor > 1 else {}))  # type: ignore[no-any-return]
+            return simplejpeg.decode_jpeg(payload, "RGB", buffer=room, **least)  # type: ignore[no-any-return]
         except ValueError:  # strict about what other decoders overlook, such as stray bytes between markers
             slow_path["strict"] += 1
     image = header.opened or _pillow(payload)
     if header.format == "JPEG" and width and height:
         turned = image.size != (header.width, header.height)
-        factor = _factor(header, width, height)
+        factor = factor_for(header, width, height)
         reduced = (header.width // factor, header.height // factor)
         image.draft(None, reduced[::-1] if turned else reduced)  # type: ignore[arg-type]
     try:
@@ -154,14 +158,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     transparency composited on white, then RGB (grey repeated, palette looked up, CMYK and YCCK converted)."""
     image.seek(0)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # grey of 16 bits; Pillow's own conversion would saturate
         grey = np.asarray(image).astype(np.float64)
         return Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def jpeg_orientation(payload: bytes) -> int:
@@ -215,8 +219,10 @@ def _judge_scans(payload: bytes, pixels: int, limits: Limits) -> None:
         raise Refused("too_many_scans", f"{scans} passes over the image, at most {limits.scans}")
 
 
-def _factor(header: Header, width: int, height: int) -> int:
-    fits = (f for f in (8, 4, 2) if header.width >= f * width and header.height >= f * height)
+def factor_for(header: Header, width: int, height: int) -> int:
+    """1, 2, 4 or 8: the largest by which `decode` may shrink an image that must still be `width` x `height`. Pixel i of the smaller image covers
+    the pixels from i times that factor on, also where the last one is not filled."""
+    fits = (f for f in (8, 4, 2) if header.format == "JPEG" and header.width >= f * width and header.height >= f * height)
     return next(fits, 1) if width > 0 and height > 0 else 1
 
 

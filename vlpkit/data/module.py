@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from vlpkit.data.decode import Refused
+from vlpkit.data.decode import Refused, slow_path
 from vlpkit.data.faults import Ledger, together
-from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
+from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, arrived
 from vlpkit.data.index import Index, build_index
+from vlpkit.data.look import captions_of
 from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import read_mix
@@ -240,7 +241,8 @@ class DataModule(pl.LightningDataModule):
         items = EvalItems(
             reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
         )
-        return self._evaluate(load(items, spans, workers=min(self.workers, len(spans)), key=self.val_ledger.key))
+        workers = min(self.workers, len(spans))
+        return self._evaluate(arrived(load(items, spans, workers=workers, key=self.val_ledger.key), workers=workers))
 
     def _evaluate(self, items: Iterator[EvalItem]) -> Iterator[EvalBatch]:
         served = skipped = 0
@@ -273,13 +275,13 @@ class DataModule(pl.LightningDataModule):
                 yield caption
 
     def report(self) -> dict[str, Any]:
-        """What was served, read, replaced and refused on this rank, and the damaged shards, as plain types."""
+        """What was served, read, replaced and refused on this rank, the damaged shards, and the images that only the slow decoder took, as plain types."""
         damaged = dict(self.index.flaws)
         for stock in self.stocks.values():
             damaged |= dict(stock.index.flaws)
         beside = {name: stock.ledger.report()._asdict() for name, stock in self.stocks.items()}
         sets = {name: ledger.report()._asdict() for name, ledger in self.ledgers.items()} if self.pool.mixed else {}
-        found = {"train": self.ledger.report()._asdict(), "val": self.val_ledger.report()._asdict(), "damaged_shards": damaged}
+        found = {"train": self.ledger.report()._asdict(), "val": self.val_ledger.report()._asdict(), "damaged_shards": damaged, "slow_path": dict(slow_path)}
         return found | ({"sets": sets} if sets else {}) | ({"sources": beside} if beside else {})
 
     def state_dict(self) -> dict[str, Any]:

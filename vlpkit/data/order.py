@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vlpkit.data.recent import Recent
 
+_WORD = (1 << 64) - 1
 _NEAR = 8  # substitutes tried in the same window, whose shards are at hand, before any other sample is
 
 
@@ -30,6 +31,13 @@ def _permutation(length: int, *words: int | str) -> NDArray[np.int64]:
 def sample_rng(seed: int, epoch: int, position: int, attempt: int = 0) -> np.random.Generator:
     """The randomness of one position: caption, crop, flip. Equal on every rank and worker; `attempt` counts substitutes."""
     return np.random.Generator(np.random.Philox(key=_key("sample", seed, epoch, position, attempt)))
+
+
+def set_rng(rng: np.random.Generator, seed: int, epoch: int, position: int, attempt: int = 0) -> None:
+    """Gives a generator over Philox the state of `sample_rng`, in a fifth of the time that a new one takes."""
+    key = _key("sample", seed, epoch, position, attempt)
+    state = {"counter": (0, 0, 0, 0), "key": (key & _WORD, key >> 64)}
+    rng.bit_generator.state = {"bit_generator": "Philox", "state": state, "buffer": (0, 0, 0, 0), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
 
 
 def seed_beside(seed: int, source: str) -> int:

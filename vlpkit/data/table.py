@@ -71,8 +71,9 @@ class Table:
 
     def members(self, row: int) -> dict[str, tuple[int, int]]:
         """Extension to (byte offset, byte size) for one sample."""
-        span = range(int(self.starts[row]), int(self.starts[row + 1]))
-        return {self.extensions[self.ext[m]]: (int(self.block[m]) * BLOCK, int(self.size[m])) for m in span}
+        span = slice(*self.starts[row : row + 2].tolist())
+        found = zip(self.ext[span].tolist(), self.block[span].tolist(), self.size[span].tolist())
+        return {self.extensions[ext]: (block * BLOCK, size) for ext, block, size in found}
 
     def pack(self) -> bytes:
         """The table as bytes, read back by `unpack`."""
