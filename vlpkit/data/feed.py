@@ -141,13 +141,14 @@ class TrainItems(Dataset[Item]):
 
     def __init__(
         self, *, reader: Reader, order: Order, share: Share, transform: Transform | None, words: Words | None, regions: Detections | None = None,
-        questions: Questions | None = None, second: bool = False,
+        questions: Questions | None = None, second: bool = False, ahead: Callable[[int], None],
     ) -> None:
-        self.reader, self.order, self.share, self.second = reader, order, share, second
+        self.reader, self.order, self.share, self.second, self.ahead = reader, order, share, second, ahead
         self.look, self.words = Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None), words
 
     def __getitem__(self, turn: int) -> Item:
         start = self.share.start(turn)
+        self.ahead(start)
         samples: list[Sample] = []
         faults: list[Fault] = []
         for position, (epoch, number) in enumerate(self.order.samples(start, start + self.share.micro).tolist(), start):
@@ -238,7 +239,7 @@ class TrainLoader:
 def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
-    return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+    return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].shown, refused.detail)
 
 
 def another(text: str, captions: Sequence[str], number: int) -> str:

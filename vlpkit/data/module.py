@@ -4,7 +4,6 @@ The constructor is the schema of `conf/data/*.yaml`; everything that matters to 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,14 +12,17 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from vlpkit.data.ahead import Ahead
 from vlpkit.data.decode import Refused
 from vlpkit.data.faults import Ledger
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, captions_of
 from vlpkit.data.index import Index, build_index
 from vlpkit.data.order import Order, seed_beside
+from vlpkit.data.place import real, shown
 from vlpkit.data.questions import Questions
-from vlpkit.data.reader import Reader
+from vlpkit.data.reader import LocalStore, Reader
 from vlpkit.data.regions import Detections
+from vlpkit.data.remote import Remote
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
 from vlpkit.data.stock import Stock, Together
@@ -28,7 +30,7 @@ from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
 from vlpkit.data.wishes import PAIRS, Holds, Wish, read_wishes
 from vlpkit.data.workers import load
-from vlpkit.errors import ConfigError, DataError, ResumeError
+from vlpkit.errors import ConfigError, DataError, ResumeError, VlpError
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,10 @@ class DataModule(pl.LightningDataModule):
         safe: min_crop, mirror and randaugment that these captions survive.
         eval_resize: "squash" or "crop".
         root: folder that shard patterns start from.
-        cache: folder for the index.
+        cache: folder for the index, and for copies of remote shards.
+        cache_bytes: room for all copies together, such as 64GB; least recently used ones give way.
+        timeout: seconds for which a server of shards may be silent before it is asked again.
+        tries: how often in a row a server may fail before a shard counts as unusable.
         image_size: S, pixels a side; None: pixels are neither read nor decoded.
         seed: of order, captions and augmentation.
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
@@ -96,16 +101,20 @@ class DataModule(pl.LightningDataModule):
         regions: Detections | None = None,
         questions: Questions | None = None,
         second: bool = False,
+        cache_bytes: str | int = "64GB",
+        timeout: float = 60.0,
+        tries: int = 6,
         sources: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> None:
         super().__init__()
-        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
+        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1), tries=(tries, 1))
         if not 0 <= max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {max_bad_share}; it is a share of the samples, from 0 to 1")
         self.name, self.shards, self.val_shards = name, shards, val_shards
         self.batch, self.val_batch, self.workers, self.window = batch, val_batch, workers, window
         self.max_bad_share, self.limit, self.seed, self.image_size = max_bad_share, limit, seed, image_size
         self.root, self.cache, self.words = root, Path(cache), words
+        self.remote = Remote(self.cache, limit=cache_bytes, timeout=timeout, tries=tries, window=window)
         if image_size is None and regions is None:
             raise ConfigError("data.regions is null, but the vision part reads no pixels. Use vision=regions, which asks for regions, or another vision")
         if image_size is not None and regions is not None:
@@ -126,7 +135,7 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def index(self) -> Index:
         """The training samples. Raises DataError for missing shards, damaged ones, or none."""
-        index = build_index(expand(self.shards, self.root), cache=self.cache, max_bad_share=self.max_bad_share)
+        index = build_index(expand(self.shards, self.root), cache=self.cache, max_bad_share=self.max_bad_share, remote=self.remote)
         log.info("data.shards: %d samples in %d shards", len(index), len(index.shards))
         return index
 
@@ -137,17 +146,17 @@ class DataModule(pl.LightningDataModule):
         if not self.val_shards:
             raise DataError(f"{key} is empty, so there is nothing to evaluate on. Name validation shards: {key}=...")
         paths = expand(self.val_shards, self.root, key=key)
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, key=key)
-        both = {os.path.realpath(path) for path in paths} & {os.path.realpath(path) for path in self._train_paths()}
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, key=key, remote=self.remote)
+        both = {real(path) for path in paths} & {real(path) for path in self._train_paths()}
         if both:
-            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), sorted(both)[0])
+            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), shown(sorted(both)[0]))
         return index
 
     def _train_paths(self) -> list[str]:
         """Training shards, as far as they are here: an evaluation does without."""
         try:
             return expand(self.shards, self.root)
-        except DataError:
+        except VlpError:
             return []
 
     @cached_property
@@ -163,7 +172,7 @@ class DataModule(pl.LightningDataModule):
     def _stock(self, wish: Wish) -> Stock:
         index, key = self.index, f"{wish.key}.shards"
         if wish.shards is not None:
-            index = build_index(expand(wish.shards, self.root, key=key), cache=self.cache, max_bad_share=self.max_bad_share, key=key)
+            index = build_index(expand(wish.shards, self.root, key=key), cache=self.cache, max_bad_share=self.max_bad_share, key=key, remote=self.remote)
         log.info("%s: %d samples in %d shards", key, len(index), len(index.shards))
         order = Order(index.first(wish.limit), seed=seed_beside(self.seed, wish.name), window=self.window)
         return Stock(wish, index, order, Ledger(max_bad_share=self.max_bad_share, key=key))
@@ -206,7 +215,8 @@ class DataModule(pl.LightningDataModule):
         both: dict[str, Any] = {"transform": self.train_transform, "regions": self.regions, "questions": self.questions, "second": self.second}
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         times: dict[str, Any] = {"span": lambda: range(share.turn(self.samples_seen), stop), "workers": self.workers}
-        pairs = TrainLoader(TrainItems(reader=Reader(self.index), order=self.order, share=share, words=self.words, **both), ledger=self.ledger, **times)
+        items = TrainItems(**self._read(self.index, self.order), share=share, words=self.words, **both)
+        pairs = TrainLoader(items, ledger=self.ledger, **times)
         if not self.stocks:
             return pairs
         loaders = {PAIRS: pairs}
@@ -215,9 +225,14 @@ class DataModule(pl.LightningDataModule):
                 "pairs": {**both, "words": self.words}, "texts": {"transform": None, "words": self.words},
                 "images": {"transform": self.train_transform, "regions": self.regions, "words": None},
             }[stock.wish.holds]  # fmt: skip
-            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), **wanted)
+            items = TrainItems(**self._read(stock.index, stock.order), share=stock.wish.divided(share), **wanted)
             loaders[name] = TrainLoader(items, ledger=stock.ledger, source=name, **times)
         return Together(loaders)
+
+    def _read(self, index: Index, order: Order) -> dict[str, Any]:
+        """What reads the samples of an index in an order, and fetches those of remote shards ahead."""
+        store, span = LocalStore(self.remote.open), -(-len(index) * self.window // len(index.shards))
+        return {"reader": Reader(index, store=store), "order": order, "ahead": Ahead(self.remote, store, index, order, span=span)}
 
     def eval_batches(self, *, batch: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[EvalBatch]:
         """Validation samples in index order; unusable ones are left out and counted.
@@ -230,7 +245,7 @@ class DataModule(pl.LightningDataModule):
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
         items = EvalItems(
-            reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
+            reader=Reader(self.val_index, store=LocalStore(self.remote.open)), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
         )
         return self._evaluate(load(items, spans, workers=min(self.workers, len(spans)), key=self.val_ledger.key))
 
@@ -248,7 +263,7 @@ class DataModule(pl.LightningDataModule):
 
     def captions(self, *, limit: int | None = None) -> Iterator[str]:
         """Captions of the training samples in index order, at most `limit`; no image is decoded, and unusable samples are passed over."""
-        reader, given = Reader(self.index), 0
+        reader, given = Reader(self.index, store=LocalStore(self.remote.open)), 0
         for number in range(len(self)):
             try:
                 found = captions_of(reader, number)

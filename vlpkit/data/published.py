@@ -31,7 +31,6 @@ class Claim:
     Args:
         said_by: base name of that file.
         size: bytes.
-        samples: number of keys.
         sha256: of its bytes; "" when it does not say.
         head: the shard as `to_head` writes it; None where only a manifest speaks.
         body: its packed table, compressed.
@@ -39,7 +38,6 @@ class Claim:
 
     said_by: str
     size: int
-    samples: int
     sha256: str = ""
     head: dict[str, Any] | None = None
     body: bytes = b""
@@ -51,15 +49,12 @@ class Claim:
         except zlib.error as error:
             raise ValueError(str(error)) from error
 
-    def against(self, shard: Shard) -> Shard:
-        """The shard, marked as damaged when it is not the one that is spoken of."""
-        found = [
-            f"{said} {what} in {self.said_by}, {there} in the shard"
-            for what, said, there in (("bytes", self.size, shard.size), ("samples", self.samples, shard.samples))
-            if said != there
-        ]
-        flaw = Flaw(f"{self.said_by.partition('.')[0]}_disagrees", f"{'; '.join(found)}: one of the two is of another time. {_REMEDY[self.said_by]}")
-        return replace(shard, flaws=(*shard.flaws, flaw)) if found else shard
+    def disagreement(self, size: int) -> Flaw | None:
+        """What is wrong when the shard has so many bytes."""
+        if size == self.size:
+            return None
+        words = f"{self.size} bytes in {self.said_by}, {size} in the shard: one of the two is of another time. {_REMEDY[self.said_by]}"
+        return Flaw("index_disagrees" if self.said_by == INDEX else "manifest_disagrees", words)
 
 
 _REMEDY = {
@@ -110,7 +105,7 @@ def read_index(body: bytes) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for head in json.loads(rest[:at]):
         length = head.pop("table")
-        claims[head["path"]] = Claim(INDEX, head["size"], head["samples"], head["sha256"], head, rest[at : at + length])
+        claims[head["path"]] = Claim(INDEX, head["size"], head["sha256"], head, rest[at : at + length])
         at += length
     return claims
 
@@ -127,7 +122,7 @@ def read_manifest(body: bytes) -> dict[str, Claim]:
     """What a `manifest.json` says, by base name; of other files of that name, nothing."""
     try:
         shards: Sequence[dict[str, Any]] = json.loads(body)["shards"]
-        return {one["name"]: Claim(MANIFEST, int(one["bytes"]), int(one["samples"]), str(one.get("sha256", ""))) for one in shards}
+        return {one["name"]: Claim(MANIFEST, int(one["bytes"]), str(one.get("sha256", ""))) for one in shards}
     except (ValueError, KeyError, TypeError):
         return {}
 

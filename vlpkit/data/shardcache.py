@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,10 @@ from vlpkit.sidecar import sync_folder
 
 log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_MARGIN = 1 << 30  # bytes of the disk that are left to checkpoints and to others; on a small disk a fiftieth of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system that cannot do what is asked of it
+_MARGIN, _MARGIN_SHARE = 1 << 30, 50  # bytes of the disk that are left to checkpoints and to others; of a small disk a fiftieth
+_PAUSE = 0.1  # seconds
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 
 
@@ -56,22 +58,33 @@ class ShardCache:
 
     def __init__(self, folder: Path, *, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._pushed = 0
 
-    def find(self, place: str, sha256: str) -> int | None:
-        """A descriptor of a copy that is there."""
+    def find(self, place: str, sha256: str, size: int) -> int | None:
+        """A descriptor of a copy that is there and has its size. Raises DataError when it may not be opened."""
+        path = self._path(place, sha256)
         try:
-            descriptor = os.open(self._path(place, sha256), os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            os.utime(path)  # now: what is opened last goes last
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable(error) from error
-        os.utime(descriptor)  # now: what is opened last goes last
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return descriptor
+        self._flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_size == size:
+            return descriptor
+        os.close(descriptor)  # cut by other hands
+        path.unlink(missing_ok=True)
+        return None
 
     def has(self, place: str, sha256: str) -> bool:
         """Whether a copy is there."""
         return self._path(place, sha256).exists()
+
+    def sweep(self) -> None:
+        """Remove what processes that are no more have left unfinished."""
+        if self.folder.is_dir():
+            self._look()
 
     def open(
         self, place: str, sha256: str, size: int, fill: Callable[[int], str], *, keep: Collection[str] = (), urgent: bool = True
@@ -90,7 +103,7 @@ class ShardCache:
             DataError: the disk is full, the folder cannot be used, or the shard is larger than the limit.
         """
         while True:
-            found = self.find(place, sha256) if sha256 else None
+            found = self.find(place, sha256, size) if sha256 else None
             if found is not None:
                 return Fetched(found, sha256)
             descriptor = self._lock(place)
@@ -109,12 +122,13 @@ class ShardCache:
             sync_folder(self.folder)
         except OSError as error:
             self._drop(descriptor, place)
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise self._full(size) from error
             raise
         except BaseException:
             self._drop(descriptor, place)
             raise
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # those who waited look again, and find it
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return Fetched(descriptor, sha256)
 
@@ -126,19 +140,22 @@ class ShardCache:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            os.close(descriptor)
-            raise self._unusable(error) from error
+        self._flock(descriptor, fcntl.LOCK_EX)
         if _same(descriptor, path):
             os.ftruncate(descriptor, 0)
             return descriptor
         os.close(descriptor)
         return None
 
+    def _flock(self, descriptor: int, how: int) -> None:
+        try:
+            fcntl.flock(descriptor, how)
+        except OSError as error:
+            os.close(descriptor)
+            raise self._unusable(error) from error
+
     def _drop(self, descriptor: int, place: str) -> None:
-        """Give up PLACE.part. Unlocked by name, since a process forked meanwhile holds the descriptor, too, and would hold the lock."""
+        """Give up PLACE.part. Unlocked in words: a process that was forked meanwhile has the descriptor, too, and would keep the lock."""
         self._part(place).unlink(missing_ok=True)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
@@ -147,28 +164,32 @@ class ShardCache:
         """Take the room for a copy before its first byte comes. Others count it from now on."""
         if size > self.limit:
             raise DataError(f"{self.folder}: a shard has {size} bytes, more than the whole cache may hold. Raise data.cache_bytes={self.limit}.")
-        with self._alone():
-            self._make_room(size, keep, urgent)
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
+        while True:
+            with self._alone():
+                if self._make_room(size, keep, urgent):
+                    _allocate(descriptor, size)
+                    return
+            time.sleep(_PAUSE)  # others are fetching, and what they fetch may go when it is there
 
-    def _make_room(self, size: int, keep: Collection[str], urgent: bool) -> None:
+    def _make_room(self, size: int, keep: Collection[str], urgent: bool) -> bool:
+        """Remove copies until there is room; False when only what others are fetching now is in the way. Raises NoRoom and DataError as `open`."""
         held, used = self._look()
         disk = shutil.disk_usage(self.folder)
-        short = max(used + size - self.limit, size + min(_MARGIN, disk.total // 50) - disk.free)
-        for urgency in range(3 if urgent else 1):
-            for one in list(held):
-                if short <= 0:
-                    return
-                if (urgency > 0 or os.path.basename(one.path)[:32] not in keep) and _remove(one.path, open_too=urgency == 2):
-                    held.remove(one)
-                    short -= one.size
-                    if urgency == 2:
-                        log.warning("%s: no room but that of a shard in use, which is fetched again when it is asked for. Raise data.cache_bytes=%d.", self.folder, self.limit)
-        if short > 0 and not urgent:
+        least = max(used + size - self.limit, size - disk.free)
+        wished = max(least, size + min(_MARGIN, disk.total // _MARGIN_SHARE) - disk.free)
+        freed = 0
+        for short, open_too, spare in ((wished, False, keep), (least, False, ()), (least, True, ()))[: 3 if urgent else 1]:
+            for one in held:
+                if freed < short and os.path.basename(one.path)[:32] not in spare and os.path.exists(one.path) and _remove(one.path, open_too=open_too):
+                    freed += one.size
+                    self._pushed += open_too
+                    if open_too and self._pushed & (self._pushed - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+                        log.warning("%s: %d times a shard in use gave way to another, to be fetched again. Raise data.cache_bytes=%d.", self.folder, self._pushed, self.limit)
+        if not urgent and freed < least:
             raise NoRoom
         if size > shutil.disk_usage(self.folder).free:
             raise self._full(size)
+        return freed >= used + size - self.limit
 
     def _look(self) -> tuple[list[_Held], int]:
         """Copies, the least recently opened first, and all bytes that are taken; what dead processes left is removed."""
@@ -191,7 +212,10 @@ class ShardCache:
         """One process at a time counts what is there and makes room."""
         with open(self.folder / "room.lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # as in `_drop`
 
     def _path(self, place: str, sha256: str) -> Path:
         return self.folder / f"{place}-{sha256[:32]}.tar"
@@ -207,12 +231,12 @@ class ShardCache:
         )
 
     def _unusable(self, error: OSError) -> DataError:
-        if error.errno in _NO_LOCKS:
+        if error.errno in _UNKNOWN:
             return DataError(
                 f"{self.folder}: the file system there has no locks ({error.strerror}), without which processes that share a cache would read what others "
                 f"have not finished. Set paths.cache to a folder on a disk of this machine."
             )
-        return DataError(f"{self.folder}: shards cannot be cached there ({error.strerror}). Set paths.cache to a folder that this user may write.")
+        return DataError(f"{self.folder}: shards cannot be cached there ({error.strerror}). Set paths.cache to a folder that this user may write, on a disk with room.")
 
 
 def parse_bytes(words: str | int, *, key: str) -> int:
@@ -227,6 +251,17 @@ def parse_bytes(words: str | int, *, key: str) -> int:
     if found < 1:
         raise DataError(f"{key} is {words!r}; it is a size such as 64GB, 500MB or 20GiB, or a number of bytes")
     return found
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Let a file have its bytes before they come, so that a disk cannot fill up on the way."""
+    try:
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        os.ftruncate(descriptor, size)  # this file system cannot promise; the size is counted all the same
 
 
 def _same(descriptor: int, path: Path) -> bool:

@@ -1,20 +1,24 @@
 """Files on other machines, whatever speaks to them: what they are, their bytes, and which of them match a pattern.
-One try at a time, and no try waits longer than it is told to; who asks again, and how often, is decided by who asks."""
+No try waits longer than it is told to; how often one tries is decided by who asks."""
 
 from __future__ import annotations
 
 import errno
 import glob
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from vlpkit.data import stores, web
 from vlpkit.data.place import beside, folder, is_http, name
 from vlpkit.data.published import INDEX, names_of
-from vlpkit.data.web import Stat
+from vlpkit.data.web import Busy, Stat
 
+T = TypeVar("T")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0  # seconds between tries
 _SLOWEST = 1024  # bytes a second, below which a server is taken for one that stalls
 
 
@@ -54,6 +58,28 @@ def stream(place: str, start: int, *, size: int | None, version: str, timeout: f
 def whole(place: str, *, timeout: float) -> bytes:
     """All of a small file. Raises as `stat`."""
     return b"".join(chunk for _, chunk in stream(place, 0, size=None, version="", timeout=timeout))
+
+
+def patiently(ask: Callable[[], T], *, tries: int, sleep: Callable[[float], None] = time.sleep) -> T:
+    """An answer, after so many tries at most. Raises the last OSError, or at once one that will not pass."""
+    attempt = 1
+    while True:
+        try:
+            return ask()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            if attempt >= tries:
+                raise
+            sleep(pause(attempt, error))
+            attempt += 1
+
+
+def pause(attempt: int, error: OSError) -> float:
+    """Seconds before the next try: twice as many each time, by chance up to half of them less, so that many readers do not come back at once."""
+    asked = error.wait if isinstance(error, Busy) else 0.0
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempt - 1))
+    return max(random.SystemRandom().uniform(longest / 2, longest), min(asked, _LONGEST_PAUSE))
 
 
 def has_magic(place: str) -> bool:
