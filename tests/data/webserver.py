@@ -27,7 +27,8 @@ class Handler(BaseHTTPRequestHandler):
         whole = self.headers.get("Range") != "bytes=0-0"
         with self.server.lock:
             self.server.asked[name] += 1
-            self.server.fetched[name] += whole
+            if whole:
+                self.server.fetched[name] += 1
             self.server.seen.append((self.path, dict(self.headers)))
             script = self.server.script[name] if whole else self.server.asking[name]
             reply = script.popleft() if script else self.server.always.get(name)

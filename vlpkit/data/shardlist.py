@@ -108,6 +108,10 @@ def _joined(root: str, name: str) -> str:
 
 def _remote(address: str, key: str) -> list[str]:
     """The addresses that one pattern stands for."""
+    if not is_http(address):
+        from vlpkit.data.stores import check
+
+        check(address, where=f"{key}: {shown(address)}")
     if not glob.has_magic(address):
         return [address]
     from vlpkit.data import wire

@@ -8,16 +8,30 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from vlpkit.data.place import scheme, shown
 from vlpkit.data.web import CHUNK, Stat
-from vlpkit.errors import DataError, MissingExtra
+from vlpkit.errors import DataError, MissingExtra, did_you_mean
 
 _BLOCK = 4 * CHUNK  # of one request to the store
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
 _VERSIONS = ("ETag", "etag", "generation", "md5", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
 T = TypeVar("T")
+
+
+def check(place: str, *, where: str) -> None:
+    """Whether anything here reads such addresses, without importing it. Raises MissingExtra or DataError, which begin with `where`."""
+    import fsspec
+
+    kind = scheme(place)
+    if kind in _EXTRAS and find_spec(_EXTRAS[kind][0]) is None:
+        raise MissingExtra(f"{where}: {kind}://", *_EXTRAS[kind])
+    known = {*fsspec.available_protocols(), *fsspec.registry}
+    if kind not in known:
+        guess = did_you_mean(kind, sorted(known))
+        raise DataError(f"{where}: nothing is known that reads {kind}:// addresses. {guess}".rstrip())
 
 
 def stat(place: str, timeout: float) -> Stat:
@@ -64,15 +78,11 @@ def _store(place: str) -> tuple[Any, str]:
     """The file system behind an address, and the path there. Raises MissingExtra, or DataError where nobody knows one."""
     import fsspec
 
-    kind = scheme(place)
     try:
         return fsspec.core.url_to_fs(place)  # fsspec keeps one of each, and makes new ones in a forked process
-    except ImportError as error:
-        if kind in _EXTRAS:
-            raise MissingExtra(f"{kind}://", *_EXTRAS[kind]) from None
-        raise DataError(f"{kind}:// addresses cannot be read here: {error}") from None
-    except ValueError as error:
-        raise DataError(f"{shown(place)}: nothing is known that reads {kind}:// addresses ({error})") from None
+    except (ImportError, ValueError) as error:
+        check(place, where=shown(place))
+        raise DataError(f"{shown(place)}: {scheme(place)}:// addresses cannot be read here: {error}") from None
 
 
 def _stat(place: str) -> Stat:

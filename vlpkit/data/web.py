@@ -49,6 +49,8 @@ def stat(place: str, timeout: float) -> Stat:
     """Size and version of a file. Raises FileNotFoundError, PermissionError, Unlike, or an OSError that may pass."""
     # a single byte and not HEAD, which addresses signed for reading do not permit
     with _answer(place, timeout=timeout, headers={"Range": "bytes=0-0"}) as found:
+        if _is_page(found):
+            raise Unlike("a web page is sent in place of the file")
         version = found.headers.get("ETag") or found.headers.get("Last-Modified") or ""
         if found.status != 206:
             return Stat(_length(found.headers.get("Content-Length")), version)
@@ -61,7 +63,7 @@ def stream(place: str, start: int, size: int | None, version: str, timeout: floa
     with _answer(place, timeout=timeout, headers=headers) as found:
         at = start if found.status == 206 else 0
         if size is not None and (length := at + _length(found.headers.get("Content-Length"))) != size:
-            page = " of a web page" if "html" in (found.headers.get("Content-Type") or "") else ""
+            page = " of a web page" if _is_page(found) else ""
             raise Unlike(f"{length} bytes{page} are sent in place of {size}")
         while True:
             try:
@@ -102,6 +104,10 @@ def _status(code: int, after: str) -> OSError:
     if code in _DENIED:
         return PermissionError(errno.EACCES, words)
     return Busy(words, float(after) if after.isdigit() else 0.0)
+
+
+def _is_page(found: Any) -> bool:
+    return "html" in (found.headers.get("Content-Type") or "")
 
 
 def _length(words: str | None) -> int:
