@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from vlpkit.data.decode import ORIENTATION, Refused
-from vlpkit.data.feed import Look
 from vlpkit.data.index import build_index
+from vlpkit.data.look import Look, rows_of
 from vlpkit.data.order import sample_rng
 from vlpkit.data.reader import Reader
 from vlpkit.data.regions import MEMBER, Detections
@@ -171,10 +171,12 @@ def survey(path: Path) -> dict[str, int]:
         return {"shard_refused": 1}
     transform = TrainTransform(image_size=16, scale=(0.5, 1.0), flip=0.5, randaugment=(2, 5))
     look = Look(Reader(index, sleep=lambda _: None), transform=transform, regions=Detections(size=FEATURE), questions=None)
+    (row,) = rows_of(look.canvas(1), 1)
     counts: Counter[str] = Counter()
     for number in range(len(index)):
         try:
-            look(number, sample_rng(0, 0, number), choose=True)
+            rng = sample_rng(0, 0, number)
+            look.draw(look(number, rng, choose=True), rng, row)
             counts["delivered"] += 1
         except Refused as refused:
             counts[refused.reason] += 1

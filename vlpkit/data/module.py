@@ -4,7 +4,6 @@ The constructor is the schema of `conf/data/*.yaml`; everything that matters to 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from vlpkit.data.ahead import Ahead
 from vlpkit.data.decode import Refused, slow_path
 from vlpkit.data.faults import Ledger, together
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, arrived
@@ -21,10 +21,12 @@ from vlpkit.data.look import captions_of
 from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import read_mix
+from vlpkit.data.place import real, shown
 from vlpkit.data.pool import Pool
 from vlpkit.data.questions import Questions
-from vlpkit.data.reader import Reader
+from vlpkit.data.reader import LocalStore, Reader
 from vlpkit.data.regions import Detections
+from vlpkit.data.remote import Remote
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
 from vlpkit.data.state import FORMAT, check_state
@@ -56,7 +58,10 @@ class DataModule(pl.LightningDataModule):
         safe: min_crop, mirror and randaugment that these captions survive.
         eval_resize: "squash" or "crop".
         root: folder that shard patterns start from.
-        cache: folder for the index.
+        cache: folder for the index, and for copies of remote shards.
+        cache_bytes: room for all copies together, such as 64GB; least recently used ones give way.
+        timeout: seconds for which a server of shards may be silent before it is asked again.
+        tries: how often in a row a server may fail before a shard counts as unusable.
         image_size: S, pixels a side; None: pixels are neither read nor decoded.
         seed: of order, captions and augmentation.
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
@@ -94,10 +99,13 @@ class DataModule(pl.LightningDataModule):
         questions: Questions | None = None,
         second: bool = False,
         mix: Mapping[str, Any] | None = None,
+        cache_bytes: str | int = "64GB",
+        timeout: float = 60.0,
+        tries: int = 6,
         sources: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> None:
         super().__init__()
-        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
+        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1), tries=(tries, 1))
         if not 0 <= max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {max_bad_share}; it is a share of the samples, from 0 to 1")
         self.name, self.shards, self.val_shards = name, shards, val_shards
@@ -109,6 +117,7 @@ class DataModule(pl.LightningDataModule):
         if image_size is not None and regions is not None:
             raise ConfigError("data.regions measures boxes on whole images, but the vision part reads pixels, which are cut. Take data.regions away")
         sets = read_mix(mix, name=name, shards=shards, root=root, limit=limit, safe=safe)
+        self.remote = Remote(self.cache, limit=cache_bytes, timeout=timeout, tries=tries, window=window * len(sets))
         self.pool = Pool(sets, mixed=bool(mix), build=self._index, window=window)
         if questions is not None and questions.numbers is None:
             raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
@@ -135,7 +144,7 @@ class DataModule(pl.LightningDataModule):
         return self.pool.index
 
     def _index(self, paths: Sequence[str], key: str) -> Index:
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key, remote=self.remote)
         log.info("%s: %d samples in %d shards", key, len(index), len(index.shards))
         return index
 
@@ -146,10 +155,10 @@ class DataModule(pl.LightningDataModule):
         if not self.val_shards:
             raise DataError(f"{key} is empty, so there is nothing to evaluate on. Name validation shards: {key}=...")
         paths = expand(self.val_shards, self.root, key=key)
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
-        both = {os.path.realpath(path) for path in paths} & {os.path.realpath(path) for path in self.pool.paths()}
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key, remote=self.remote)
+        both = {real(path) for path in paths} & {real(path) for path in self.pool.paths()}
         if both:
-            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), sorted(both)[0])
+            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), shown(sorted(both)[0]))
         return index
 
     @cached_property
@@ -213,7 +222,7 @@ class DataModule(pl.LightningDataModule):
         both: dict[str, Any] = {"regions": self.regions, "questions": self.questions, "second": self.second}
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         times: dict[str, Any] = {"span": lambda: range(share.turn(self.samples_seen), stop), "workers": self.workers}
-        items = TrainItems(reader=Reader(self.index), order=self.order, share=share, transforms=self.set_transforms, words=self.words, **both)
+        items = TrainItems(**self._read(self.index, self.order), share=share, transforms=self.set_transforms, words=self.words, **both)
         pairs = TrainLoader(items, ledgers=list(self.ledgers.values()), key=self.pool.key, **times)
         if not self.stocks:
             return pairs
@@ -224,9 +233,14 @@ class DataModule(pl.LightningDataModule):
                 "pairs": {**both, "transforms": seen, "words": self.words}, "texts": {"transforms": [None] * len(seen), "words": self.words},
                 "images": {"transforms": seen, "regions": self.regions, "words": None},
             }[stock.wish.holds]  # fmt: skip
-            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), **wanted)
+            items = TrainItems(**self._read(stock.index, stock.order), share=stock.wish.divided(share), **wanted)
             loaders[name] = TrainLoader(items, ledgers=[stock.ledger] * len(seen), key=stock.ledger.key, source=name, **times)
         return Together(loaders)
+
+    def _read(self, index: Index, order: Sequenced) -> dict[str, Any]:
+        """What reads the samples of an index in an order, and fetches those of remote shards ahead."""
+        store, span = LocalStore(self.remote.open), -(-len(index) * self.remote.window // len(index.shards))
+        return {"reader": Reader(index, store=store), "order": order, "ahead": Ahead(self.remote, store, index, order, span=span)}
 
     def eval_batches(self, *, batch: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[EvalBatch]:
         """Validation samples in index order; unusable ones are left out and counted.
@@ -239,7 +253,7 @@ class DataModule(pl.LightningDataModule):
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
         items = EvalItems(
-            reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
+            reader=Reader(self.val_index, store=LocalStore(self.remote.open)), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
         )
         workers = min(self.workers, len(spans))
         return self._evaluate(arrived(load(items, spans, workers=workers, key=self.val_ledger.key), workers=workers))
@@ -262,7 +276,7 @@ class DataModule(pl.LightningDataModule):
     def captions(self, *, limit: int | None = None) -> Iterator[str]:
         """Captions of the training samples in index order, of a mixture set by set in turn, at most `limit`; no image is decoded, and unusable
         samples are passed over."""
-        reader, given = Reader(self.index), 0
+        reader, given = Reader(self.index, store=LocalStore(self.remote.open)), 0
         for number in self.order.numbers():
             try:
                 found = captions_of(reader, number, self.questions)

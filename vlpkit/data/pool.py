@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -12,9 +11,10 @@ from vlpkit.data.index import Index, join
 from vlpkit.data.mixture import Mixture, Sequenced, counted
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import PairSet
+from vlpkit.data.place import real, shown
 from vlpkit.data.shardlist import expand
 from vlpkit.data.state import told_of
-from vlpkit.errors import DataError
+from vlpkit.errors import DataError, VlpError
 
 
 class Pool:
@@ -42,8 +42,8 @@ class Pool:
         owners: dict[str, str] = {}
         for name, found in paths.items():
             for path in found:
-                if (other := owners.setdefault(os.path.realpath(path), name)) != name:  # two samples that are one would be each other's negatives
-                    raise DataError(f"data.mix: {path} stands in {other} and in {name}. Leave it to one of them; a greater weight reads a set more often")
+                if (other := owners.setdefault(real(path), name)) != name:  # two samples that are one would be each other's negatives
+                    raise DataError(f"data.mix: {shown(path)} stands in {other} and in {name}. Leave it to one of them; a greater weight reads a set more often")
         return {name: self._build(paths[name], one.key) for name, one in self.sets.items()}
 
     @cached_property
@@ -55,7 +55,7 @@ class Pool:
         """Shards of all sets, as far as they are here: an evaluation does without."""
         found: list[str] = []
         for one in self.sets.values():
-            with suppress(DataError):
+            with suppress(VlpError):
                 found += expand(one.shards, one.root)
         return found
 

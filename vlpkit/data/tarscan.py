@@ -50,14 +50,10 @@ class Scan:
     closed: bool = False
 
 
-def scan(path: str) -> Scan:
-    """Walk the headers of the tar at `path`. Raises OSError when it cannot be read; everything else is a flaw."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        walk = _Walk(descriptor)
-        walk.run()
-    finally:
-        os.close(descriptor)
+def scan(descriptor: int) -> Scan:
+    """Walk the headers of an open tar. Raises OSError when it cannot be read; everything else is a flaw."""
+    walk = _Walk(descriptor)
+    walk.run()
     return walk.found
 
 

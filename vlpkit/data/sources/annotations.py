@@ -104,7 +104,8 @@ def unknown(place: str | Path, what: str, image: object, listed: str) -> DataErr
 def tar_members(path: Path) -> dict[str, Member]:
     """Regular files of a tar by name, where their bytes lie; nothing is unpacked. Raises DataError for what is no whole tar."""
     try:
-        found = scan(str(path))
+        with path.open("rb") as file:
+            found = scan(file.fileno())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if found.flaws:
