@@ -1,8 +1,8 @@
 """Every recipe at tiny on the embedded world: do its losses fall, and does it learn what it is for? Writes one table.
 
-    python scripts/zoo.py [--models clip,blip] [--steps 300] [--batch 128] [--seed 1] [--runs runs/zoo] [--table docs/zoo.md]
+    python scripts/zoo.py [--models clip,blip] [--steps N] [--batch 128] [--seed 1] [--jobs 1] [--runs runs/zoo] [--table docs/zoo.md]
 
-Each recipe is trained and measured twice by train.py: for one step at a rate of 0, which is what chance gives, and for --steps. Runs that
+Each recipe is trained and measured twice by train.py: for one step at a rate of 0, which is what chance gives, and for --steps or its own length. Runs that
 are complete are read, not repeated. Exit code 1 when a loss did not fall or a number is not finite; the table is written all the same.
 """
 
@@ -12,11 +12,11 @@ import argparse
 import csv
 import json
 import math
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +32,15 @@ class Run(NamedTuple):
         seconds: from the first line of train.py to its last, evaluations included.
         losses: of each objective, the mean of the first and of the last tenth of its logged values.
         metrics: `task/metric` to number.
+        steps: of the optimiser.
+        device: that trained and measured, with precision and torch.
     """
 
     seconds: float
     losses: dict[str, tuple[float, float]]
     metrics: dict[str, float]
+    steps: int
+    device: str
 
 
 def tasks_of(model: str) -> list[str]:
@@ -64,12 +68,14 @@ def trained(folder: Path, model: str, *settings: str) -> Run:
         spent.write_text(json.dumps(time.perf_counter() - started))
     with (folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
-    metrics = {}
+    metrics, where = {}, set()
     for path in sorted((folder / "eval").glob("*.json")):
-        found = json.loads(path.read_text())["metrics"]
+        record = json.loads(path.read_text())
+        found = record["metrics"]
         kept = SHOWN.get(path.stem, [*found])
         metrics |= {f"{path.stem}/{name}": value for name, value in found.items() if name in kept and name not in COUNTS}
-    return Run(json.loads(spent.read_text()), losses(rows), metrics)
+        where.add(f"{record['device']}, {record['precision']}, torch {record['versions']['torch']}")
+    return Run(json.loads(spent.read_text()), losses(rows), metrics, int(rows[-1]["step"]), "; ".join(sorted(where)))
 
 
 def losses(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -94,7 +100,7 @@ def row(model: str, before: Run, after: Run) -> str:
     """One line of the table."""
     fell = ", ".join(f"{name} {first:.2f} > {last:.2f}" for name, (first, last) in after.losses.items())
     learned = ", ".join(f"{name} {before.metrics.get(name, math.nan):.1f} > {value:.1f}" for name, value in after.metrics.items() if not name.endswith("_loss"))
-    return f"| {model} | {after.seconds / 60:.1f} | {fell} | {learned} |"
+    return f"| {model} | {after.steps} | {after.seconds / 60:.1f} | {fell} | {learned} |"
 
 
 def main() -> int:
@@ -102,27 +108,34 @@ def main() -> int:
     recipes = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(recipes))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, help="of each recipe (default: its own length at size=tiny)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="recipes at a time (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--table", type=Path, default=Path("docs/zoo.md"))
     asked = parser.parse_args()
-    lines, bad = [], []
-    for model in asked.models.split(","):
-        common = (f"seed={asked.seed}", f"data.batch={asked.batch}")
+    common = (f"seed={asked.seed}", f"data.batch={asked.batch}")
+    length = [f"total={asked.steps}_steps"] if asked.steps else []
+
+    def both(model: str) -> tuple[Run, Run]:
         before = trained(ROOT / asked.runs / f"{model}_untrained", model, "total=1_steps", "optim.lr=0", *common)
-        after = trained(ROOT / asked.runs / model, model, f"total={asked.steps}_steps", *common)
-        lines.append(row(model, before, after))
-        bad += [f"{model}: {what}" for what in wrong(after)]
+        return before, trained(ROOT / asked.runs / model, model, *length, *common)
+
+    models = asked.models.split(",")
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        runs = dict(zip(models, pool.map(both, models)))
+    lines = [row(model, *pair) for model, pair in runs.items()]
+    bad = [f"{model}: {what}" for model, (_, after) in runs.items() for what in wrong(after)]
+    devices = sorted({run.device for pair in runs.values() for run in pair})
     some = "" if asked.models == ",".join(recipes) else f" --models {asked.models}"
-    command = f"python scripts/zoo.py --steps {asked.steps} --batch {asked.batch} --seed {asked.seed}{some}"
+    command = f"python scripts/zoo.py{f' --steps {asked.steps}' if asked.steps else ''} --batch {asked.batch} --seed {asked.seed}{some}"
     page = [
         "# Every recipe on the embedded world", "",
-        f"`{command}` trains each recipe at `size=tiny` for {asked.steps} steps of {asked.batch} pairs (seed {asked.seed}) and measures it on 500 unseen scenes before and after. Losses are means over the",
+        f"`{command}` trains each recipe at `size=tiny` on steps of {asked.batch} pairs (seed {asked.seed}) and measures it on 500 unseen scenes before and after. Losses are means over the",
         "first and the last tenth of the logged steps, in nats unless the objective says otherwise; accuracies and recalls are percent. Minutes are those of the machine that wrote this page "
-        f"({platform.machine()}, one process), evaluations included.", "",
-        "| recipe | minutes | losses, first > last | untrained > trained |", "|---|---|---|---|", *lines,
+        f"({'; '.join(devices)}; {asked.jobs} recipe{'s' * (asked.jobs > 1)} at a time), evaluations included.", "",
+        "| recipe | steps | minutes | losses, first > last | untrained > trained |", "|---|---|---|---|---|", *lines,
     ]  # fmt: skip
     (ROOT / asked.table).write_text("\n".join(page) + "\n")
     sys.stdout.write("\n".join([*page, "", *(f"did not learn: {what}" for what in bad)]) + "\n")

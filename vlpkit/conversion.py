@@ -164,8 +164,8 @@ def _words(source: Path, config: Mapping[str, Any]) -> Words:
 
 
 def _card(held: Held) -> str:
-    from vlpkit.assemble import dry_step
     from vlpkit.card import card
+    from vlpkit.dry import dry_step
     from vlpkit.durations import Clock
 
     made, passes = dry_step(held.config, words=held.words, clock=Clock(batch=1, samples_per_epoch=1, total_steps=1))

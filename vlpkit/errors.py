@@ -69,6 +69,14 @@ def no_draw(name: str, draws: Iterable[str]) -> str:
     return f"reads {name!r}, but no draw is called {draw!r} (there are: {', '.join(draws) or 'none'}). {did_you_mean(draw, draws)}".rstrip()
 
 
+def opaque_text(kind: str) -> str:
+    """What asks a transformers encoder for a text in which words must not see what follows them."""
+    return (
+        f"reads an ordered text, but text={kind} lets every word read every other. "
+        "Take one of our own trunks (text=bert, text=causal) where words are predicted from those before them"
+    )
+
+
 def no_source(source: str, sources: Iterable[str]) -> str:
     """What reads a source that the data do not deliver."""
     return f"reads the source {source!r}, but the data deliver {', '.join(sources)}. Add it (+data.sources.{source}.holds=texts), or read another (on: pairs)"

@@ -9,8 +9,10 @@ from typing import Any
 
 from vlpkit.check import LISTS, signature_of
 from vlpkit.data.wishes import PAIRS
-from vlpkit.errors import no_draw, no_part, no_source
+from vlpkit.errors import did_you_mean, no_draw, no_part, no_source, opaque_text
 
+_OPAQUE = "vlpkit.encoders.hf.TransformersText"  # refuses a text that has an order
+_GROUPED = ("bias", "norm", "fresh", "loaded")  # words that stand for parameters wherever they are
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
 
 
@@ -67,6 +69,60 @@ def undrawn(cfg: Mapping[str, Any]) -> list[str]:
                 if draw is not None and draw not in draws and draw not in cfg["model"]:
                     lines.append(f"{place}.{name}.{key} {no_draw(value, draws)}")
     return lines
+
+
+def astray(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each address of ties, freeze and optimiser groups that begins with no part of the model; where it leads is seen at assembly."""
+    model, lines = cfg["model"], []
+    roots = [*(key for key, node in model.items() if isinstance(node, Mapping) and key not in LISTS), "heads"]
+    ties = model.get("ties") or []
+    told = [
+        *((f"model.ties[{i}]", side) for i, rule in enumerate(ties) for side in str(rule).split("->")),
+        *((f"model.freeze[{i}]", address) for i, address in enumerate(model.get("freeze") or [])),
+        *((f"optim.groups[{i}].match", group.get("match")) for i, group in enumerate(cfg["optim"].get("groups") or []) if isinstance(group, Mapping)),
+    ]
+    for place, address in told:
+        first = str(address or "").strip().partition(".")[0]
+        known = [*roots, *(_GROUPED if place.startswith("optim") else ())]
+        for word in re.findall(r"\w+", first) if "*" not in first else ():
+            if word not in known:
+                lines.append(f"{place}: {str(address).strip()!r} matches nothing: the model has no {word!r} (it has: {', '.join(roots)}). {did_you_mean(word, known)}".rstrip())
+    return lines
+
+
+def disordered(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each objective of ours that gives an ordered text to a fusion over a transformers encoder."""
+    model, lines = cfg["model"], []
+    ordered = {word for name, node in cfg["draws"].items() for word in _ordered(name, node)}
+    for name, node in cfg["objectives"].items():
+        if not str(node["_target_"]).startswith("vlpkit."):
+            continue
+        parameters = signature_of(node["_target_"], place=f"objectives.{name}").parameters
+        text, by = (node.get(word, parameters[word].word if word in parameters else None) for word in ("text", "by"))
+        if text in ordered and isinstance(by, str):
+            lines += [f"objectives.{name} {opaque_text(str(kind))}" for kind in _opaque(by, model, seen=set())]
+    return lines
+
+
+def _ordered(name: str, node: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a draw in which a word reads only what stands before it."""
+    if node["_target_"] == "vlpkit.draws.words.Opening" and node.get("order") == "causal":
+        yield f"{name}.text"
+    if node["_target_"] == "vlpkit.draws.words.Split":
+        yield f"{name}.suffix"
+
+
+def _opaque(part: str, model: Mapping[str, Any], seen: set[str]) -> Iterator[Any]:
+    """Kinds of the transformers encoders among what a part reads as words, and what that reads."""
+    node = model.get(part)
+    if part in seen or not isinstance(node, Mapping):
+        return
+    seen.add(part)
+    embed, reads = node.get("embed"), node.get("reads")
+    if isinstance(embed, Mapping) and embed.get("_target_") == _OPAQUE:
+        yield embed.get("kind")
+    for source in _names(reads.get("w") if isinstance(reads, Mapping) else None):
+        yield from _opaque(source, model, seen)
 
 
 def _names(node: Any) -> Iterator[str]:

@@ -17,7 +17,7 @@ from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
-from vlpkit.names import unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
 from vlpkit.runfolder import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
         ConfigError, DataError: with every mistake that can be told so far.
     """
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings)]:
+    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings)]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
@@ -97,8 +97,9 @@ def _weights_exist(settings: Mapping[str, Any]) -> None:
 def _divide(batch: int, *, devices: Any, nodes: int, micro: int | None) -> None:
     from vlpkit.data.share import divide
 
-    world = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else (devices * nodes if isinstance(devices, int) else None)
-    if world is not None and world > 0:
+    # How many devices `auto` will find is not known yet; what one cannot divide, no number of them can.
+    world = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else (devices * nodes if isinstance(devices, int) else 1)
+    if world > 0:
         divide(batch, world=world, micro=micro)
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlpkit.assemble import dry_step
 from vlpkit.data.tokenize import Words, load_words
+from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
 
 

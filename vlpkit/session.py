@@ -10,13 +10,14 @@ import pytorch_lightning as pl
 import torch
 
 from vlpkit import dist
-from vlpkit.assemble import assemble, dry_step, give_teacher, image_size
+from vlpkit.assemble import assemble, give_teacher, image_size
 from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
 from vlpkit.data.wishes import read_wishes
+from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
 from vlpkit.errors import ConfigError
 from vlpkit.evals.base import Evaluator, fitting

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.names import unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -14,6 +14,8 @@ def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(re
     assert undrawn(composed(f"model={recipe}")) == []
     assert unsourced(composed(f"model={recipe}")) == []
     assert unbuilt(composed(f"model={recipe}")) == []
+    assert disordered(composed(f"model={recipe}")) == []
+    assert astray(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -53,3 +55,30 @@ def test_a_source_that_the_data_do_not_deliver_is_refused() -> None:
 def test_an_objective_without_its_part_is_refused() -> None:
     (line,) = unbuilt(composed("model=clip", "vision=resnet50", "objective=[itc,itm]"))
     assert line.startswith("objectives.itm asks for the part 'fusion', but 'clip' builds vision, text, align.\n  Add one (fusion=..., see --help)")
+
+
+@pytest.mark.parametrize(("overrides", "objective", "kind"), [
+    (("model=clip", "text=roberta", "decoder=cross", "objective=[itc,lm]"), "lm", "roberta"),
+    (("model=simvlm", "text=electra", "~model.text.embed.norm"), "lm", "electra"),
+])  # fmt: skip
+def test_an_ordered_text_before_a_transformers_encoder_is_refused(overrides: tuple[str, ...], objective: str, kind: str) -> None:
+    lines = disordered(composed(*overrides))
+    assert lines and lines[0].startswith(f"objectives.{objective} reads an ordered text, but text={kind} lets every word read every other.")
+
+
+def test_a_transformers_encoder_whose_words_are_read_freely_is_not() -> None:
+    assert disordered(composed("model=albef", "text=roberta")) == []
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("+model.freeze=[vison.trunk]", "model.freeze[0]: 'vison.trunk' matches nothing: the model has no 'vison' (it has: vision, text, align, heads). Did you mean 'vision'?"),
+    ("optim.groups=[{match: norm, decay: 0.0}, {match: '{vision,txt}.trunk', lr_scale: 2.0}]", "optim.groups[1].match: '{vision,txt}.trunk' matches nothing: the model has no 'txt'"),
+    ("+model.ties=['text.trunk -> fusion.w']", "model.ties[0]: 'fusion.w' matches nothing: the model has no 'fusion'"),
+])  # fmt: skip
+def test_an_address_that_begins_with_no_part_is_refused(override: str, message: str) -> None:
+    (line,) = astray(composed("model=clip", override))
+    assert line.startswith(message)
+
+
+def test_an_address_that_begins_anywhere_is_left_to_assembly() -> None:
+    assert astray(composed("model=clip", "+model.freeze=['*.trunk.0-1']", "optim.groups=[{match: bias, decay: 0.0}]")) == []

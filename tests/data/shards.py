@@ -68,6 +68,19 @@ def write_shards(folder: Path, sizes: Iterable[int], *, prefix: str = "train", o
     return paths
 
 
+def samples(folder: Path, pattern: str = "*.tar") -> dict[str, dict[str, bytes]]:
+    """Members of all samples by key and suffix, in the order of the shards."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob(pattern)):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                stream = tar.extractfile(member)
+                assert stream is not None
+                found.setdefault(key, {})[suffix] = stream.read()
+    return found
+
+
 @functools.cache
 def words() -> Words:
     """A small tokenizer trained on captions like those of `pair`."""

@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from shards import samples
 
 from vlpkit.data.index import build_index
 from vlpkit.data.packing import Packing, pack
@@ -58,19 +58,6 @@ def built(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
     how = {name: settings.pop(name) for name in ("processes", "overwrite") if name in settings}
     where = {name: settings.pop(name) for name in ("images", "image_column", "caption_column") if name in settings}
     return pack(read_source(source, **where), out, Packing(**settings), **how)
-
-
-def samples(out: Path, pattern: str = "*.tar") -> dict[str, dict[str, bytes]]:
-    """Members by key and suffix, in the order of the shards."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(out.glob(pattern)):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                stream = tar.extractfile(member)
-                assert stream is not None
-                found.setdefault(key, {})[suffix] = stream.read()
-    return found
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -334,7 +321,7 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (("nowhere.csv", "out"), "nowhere.csv does not exist"),
-        (("captions.txt", "out"), "one of .csv, .tsv, .jsonl"),
+        (("captions.txt", "out"), "captions.txt looks like no kind that is known (a file that ends in .txt). Choose one with --kind"),
         (("captions.csv", "out", "--caption-column", "captoin"), "Did you mean 'caption'? Name it with --caption-column"),
         (("captions.csv", "out", "--images", "nowhere"), "--images nowhere is not a folder"),
         (("captions.csv", "out", "--images", "."), "not one of 12 images can be used (missing_image 12)"),
@@ -342,7 +329,7 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) ->
         (("captions.csv", "out", "--val", "-1"), "--val is -1"),
         (("captions.csv", "out", "--val-share", "1.5"), "--val-share is 1.5"),
         (("captions.csv", "out", "--samples-per-shard", "0"), "--samples-per-shard is 0"),
-        (("urls.csv", "out"), "img2dataset"),
+        (("both.csv", "out"), "names files and addresses"),
         (("empty.csv", "out"), "no usable line"),
         (("utf16.csv", "out"), "save it as UTF-8"),
         (("bare", "out"), "no .jpg, .jpeg, .png, .webp file"),
@@ -353,7 +340,7 @@ def test_a_mistake_gets_one_message_and_exit_code_two(tmp_path: Path, arguments:
     album(tmp_path)
     (tmp_path / "captions.txt").write_text("x")
     (tmp_path / "bare").mkdir()
-    table(tmp_path / "urls.csv", [("https://example.org/1.jpg", "x")])
+    table(tmp_path / "both.csv", [("0.jpg", "x"), ("https://example.org/1.jpg", "x")])
     table(tmp_path / "empty.csv", [])
     (tmp_path / "utf16.csv").write_text("image,caption\n", encoding="utf-16")
     monkeypatch.chdir(tmp_path)

@@ -372,3 +372,13 @@ def test_an_unknown_parameter_is_refused_with_the_one_meant(tmp_path: Path) -> N
 def test_the_world_is_made_without_torch() -> None:
     call = "import sys, vlpkit.data.shapes.write; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", call], timeout=60, check=False).returncode == 0
+
+
+def test_several_processes_write_the_bytes_that_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train": 60, "val": 10, "samples_per_shard": 20}
+    written = {}
+    for cores in ({0}, {0, 1, 2}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        folder = write.ensure_world(tmp_path / str(len(cores)), **settings)
+        written[len(cores)] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert len(written[1]) == 5 and written[1] == written[3]

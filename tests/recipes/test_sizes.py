@@ -10,8 +10,8 @@ from transformers import GitConfig, GitForCausalLM
 
 from tests.builders import CLOCK, composed
 from tests.vocabulary import numbered_words
-from vlpkit.assemble import dry_step
 from vlpkit.card import count
+from vlpkit.dry import dry_step
 from vlpkit.model import VLModel
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "unk": 3, "mask": 4, "enc": 5, "dec": 6}

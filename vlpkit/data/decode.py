@@ -255,11 +255,11 @@ def clean_caption(text: str) -> str:
     return " ".join(text.split())[:MAX_CAPTION].rstrip()
 
 
-def read_caption(txt: bytes | None, record: bytes | None) -> tuple[list[str], dict[str, Any]]:
+def read_caption(txt: bytes | None, record: bytes | None, *, needed: bool = True) -> tuple[list[str], dict[str, Any]]:
     """The captions of a sample, cleaned and at least one, and its KEY.json as a dict ({} without one).
 
-    `captions` of the record wins over its `caption`, and that over KEY.txt; blank ones are passed over. Raises
-    Refused("missing_caption" | "empty_caption" | "bad_utf8" | "bad_record").
+    `captions` of the record wins over its `caption`, and that over KEY.txt; blank ones are passed over. Where none is `needed` and there is
+    none, [] takes the place of missing_caption. Raises Refused("missing_caption" | "empty_caption" | "bad_utf8" | "bad_record").
     """
     fields = _read_record(record) if record is not None else {}
     found = False
@@ -276,7 +276,9 @@ def read_caption(txt: bytes | None, record: bytes | None) -> tuple[list[str], di
         kept = [text for text in map(clean_caption, candidates) if text]
         if kept:
             return kept, fields
-    raise Refused("empty_caption" if found else "missing_caption")
+    if found or needed:
+        raise Refused("empty_caption" if found else "missing_caption")
+    return [], fields
 
 
 def _utf8(raw: bytes) -> str:

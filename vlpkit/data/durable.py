@@ -58,10 +58,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step; the temporary name is always the same, so a kill leaves nothing that the next run does not clear."""
+    """Replaces a JSON file in one step."""
+    write_text(path, json.dumps(dict(content), indent=1))
+
+
+def write_text(path: Path, content: str) -> None:
+    """Replaces a file in one step; the temporary name is always the same, so a kill leaves nothing that the next run does not clear."""
     tmp = path.with_name(f"{path.name}.tmp")
     with tmp.open("w", encoding="utf-8") as file:
-        json.dump(dict(content), file, indent=1)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(tmp, path)

@@ -127,7 +127,7 @@ class Look:
         """One sample; with `choose`, one of its texts, before `rng` goes to the pixels. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
-        captions, record = read_caption(members.get("txt"), members.get("json")) if self.texts else ([], {})
+        captions, record = said_of(members, self.questions) if self.texts else ([], {})
         told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
         return Seen(None if self.transform is None else self.transform(image, rng), found, captions, record, told)
@@ -248,7 +248,16 @@ def another(text: str, captions: Sequence[str], number: int) -> str:
     return rest[number % len(rest)]
 
 
-def captions_of(reader: Reader, number: int) -> list[str]:
+def captions_of(reader: Reader, number: int, questions: Questions | None = None) -> list[str]:
     """All captions of one sample, its image untouched. Raises Refused."""
-    found = reader.read(number, only=TEXTS)
-    return read_caption(found.get("txt"), found.get("json"))[0]
+    return said_of(reader.read(number, only=TEXTS), questions)[0]
+
+
+def said_of(members: Mapping[str, bytes], questions: Questions | None) -> tuple[list[str], dict[str, Any]]:
+    """Captions and record of a sample. Where a recipe reads questions and there is no caption, they are what is said of the image. Raises Refused."""
+    captions, record = read_caption(members.get("txt"), members.get("json"), needed=questions is None)
+    if questions is not None and not captions:
+        captions = [question for question, _ in questions.of(record)]
+        if not captions:
+            raise Refused("missing_caption", "no question either")
+    return captions, record

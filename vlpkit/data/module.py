@@ -266,7 +266,7 @@ class DataModule(pl.LightningDataModule):
         reader, given = Reader(self.index, store=LocalStore(self.remote.open)), 0
         for number in range(len(self)):
             try:
-                found = captions_of(reader, number)
+                found = captions_of(reader, number, self.questions)
             except Refused:
                 continue  # counted when its position comes
             for caption in found:

@@ -1,4 +1,4 @@
-"""Images and captions into WebDataset shards: checked as training will check them, counted by outcome, written whole or not at all.
+"""Images and what is said about them into WebDataset shards: counted by outcome, written whole or not at all.
 The work can be stopped at any time; the same call continues after the last finished shard and ends in the same bytes."""
 
 from __future__ import annotations
@@ -8,70 +8,38 @@ import json
 import logging
 import os
 import re
+import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import simplejpeg
-from PIL import Image
-
-from vlpkit.data.decode import LIMITS, Refused, decode, read_header
-from vlpkit.data.durable import ShardFile, read_json, write_json
-from vlpkit.data.sources import Candidate, Listing
+from vlpkit.data.durable import ShardFile, read_json, write_json, write_text
+from vlpkit.data.prepare import Crew, Packing, prepare
+from vlpkit.data.sources.listing import SPLITS, Candidate, Listing
 from vlpkit.errors import DataError
+
+__all__ = ["MANIFEST", "PROGRESS", "Packing", "State", "arranged", "begin", "pack", "write_manifest"]
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
-SUFFIX = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-SLICE = 256  # images that one round of the worker processes looks at
-OURS = re.compile(r"((train|val)-\d{6}\.tar|manifest\.json|progress\.json)(\.tmp)?")
+OURS = re.compile(rf"(({'|'.join(SPLITS)})-\d{{6}}\.tar|manifest\.json|progress\.json|(answers|classes|attributes)\.txt)(\.tmp)?")
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How shards are made; everything here and the listing decide their bytes.
+class Turn(NamedTuple):
+    """Shards of one split: at most `wanted` samples of the candidates up to position `end`."""
 
-    Args:
-        samples_per_shard: most samples of a shard.
-        val: validation samples wanted; they are the first usable ones in the order of a hash of seed and key.
-        seed: of that order.
-        short_side, max_side: pixels to which larger images are reduced, keeping their ratio; 0 copies the bytes.
-        quality: of the JPEG then written.
-    """
-
-    samples_per_shard: int = 1000
-    val: int = 0
-    seed: int = 0
-    short_side: int = 0
-    max_side: int = 0
-    quality: int = 90
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("samples_per_shard", 1, 10**6), ("val", 0, 10**9), ("short_side", 0, 10**5), ("max_side", 0, 10**5), ("quality", 1, 100)):
-            if not low <= (found := getattr(self, name)) <= high:
-                raise DataError(f"--{name.replace('_', '-')} is {found}; it can be {low} to {high}")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A checked image: what its two members will hold, or the reason there will be none."""
-
-    suffix: str = ""
-    payload: bytes = b""
-    width: int = 0
-    height: int = 0
-    refused: str = ""
+    split: str
+    wanted: int
+    end: int
 
 
 @dataclass
@@ -93,59 +61,58 @@ class State:
         return sum(shard["samples"] for shard in self.shards if shard["split"] == split)
 
 
-def arranged(listing: Listing, seed: int) -> list[Candidate]:
-    """The candidates in the order of a hash of seed and key: shuffled, yet where one stands does not depend on the rest."""
-    return sorted(listing.candidates, key=lambda one: (hashlib.sha256(f"{seed}:{one.key}".encode()).digest(), one.key))
+def arranged(listing: Listing, packing: Packing) -> tuple[list[Candidate], list[Turn]]:
+    """The candidates in the order in which they are looked at, and the splits they go to.
 
+    Within a split that is the order of a hash of seed and key, or of what belongs together: shuffled, yet where one stands does not depend on
+    the rest. A source without published splits, or of one alone, may be divided by `packing.val`.
 
-def prepare(one: Candidate, packing: Packing) -> Sample:
-    """Reads, checks and if asked reduces one image; refused reasons are those of `decode`."""
-    try:
-        if one.refused:
-            raise Refused(one.refused)
-        try:
-            if (size := os.path.getsize(one.path)) > LIMITS.bytes:
-                raise Refused("too_many_bytes", f"{size} bytes")
-            payload = Path(one.path).read_bytes()
-        except (OSError, ValueError) as error:
-            raise Refused("missing_image", str(error)) from None
-        header = read_header(payload)
-        target = _reduced(header.width, header.height, packing)
-        if target is None:
-            decode(payload, header, width=1, height=1)  # all of it is parsed, little of it is computed
-            return Sample(SUFFIX[header.format], payload, header.width, header.height)
-        pixels = Image.fromarray(decode(payload, header, width=2 * target[0], height=2 * target[1]))
-        small = simplejpeg.encode_jpeg(np.asarray(pixels.resize(target, Image.Resampling.BICUBIC)), packing.quality, "RGB", "420")
-        return Sample("jpg", small, *target)
-    except Refused as refused:
-        log.debug("%s: %s", one.path, refused)
-        return Sample(refused=refused.reason)
+    Raises:
+        DataError: nothing is left to train on, or there are published splits already.
+    """
+    published = [split for split in ("", *SPLITS) if any(one.split == split for one in listing.candidates if not one.refused)]
+    many = len(listing.candidates)
+    if packing.val and len(published) > 1:
+        named = ", ".join(split or "none" for split in published)
+        raise DataError(f"--val {packing.val} would draw from several published splits ({named}). Leave it away, or choose one with --split")
+    if packing.val >= many:
+        raise DataError(f"--val {packing.val} leaves nothing to train on: there are {many} images")
+    rank = {"": 0} if packing.val else {split: number for number, split in enumerate(reversed(published))}
+    candidates = sorted(
+        listing.candidates,
+        key=lambda one: (rank.get(one.split, 0), hashlib.sha256(f"{packing.seed}:{one.group or one.key}".encode()).digest(), one.key),
+    )
+    if packing.val or published in ([], [""]):
+        return candidates, [Turn("val", packing.val, many), Turn("train", sys.maxsize, many)]
+    turns = [Turn(split or "train", sys.maxsize, sum(rank.get(one.split, 0) <= rank[split] for one in candidates)) for split in reversed(published)]
+    return candidates, turns
 
 
 def pack(listing: Listing, out: Path, packing: Packing, *, processes: int = 1, overwrite: bool = False) -> dict[str, Any]:
-    """Writes val-*.tar, train-*.tar and manifest.json to `out`, or continues, or finds them finished; returns the manifest.
+    """Writes val-*.tar, train-*.tar or those of published splits, and manifest.json to `out`, or continues, or finds them finished.
 
     Args:
         processes: that read and check images; the result does not depend on it.
         overwrite: remove shards of another source or of other settings first.
 
+    Returns:
+        the manifest.
+
     Raises:
         DataError: `out` holds something else or cannot be written, or not one image is usable.
     """
-    candidates = arranged(listing, packing.seed)
-    if packing.val >= len(candidates):
-        raise DataError(f"--val {packing.val} leaves nothing to train on: there are {len(candidates)} images")
-    fingerprint = _fingerprint(candidates, packing)
+    candidates, turns = arranged(listing, packing)
+    fingerprint = _fingerprint(candidates, listing, packing)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        state = _begin(out, fingerprint, overwrite)
+        state = begin(out, fingerprint, overwrite)
         if isinstance(state, dict):
             return state
         clock = _Clock(len(candidates), state.position)
-        with _Workers(partial(prepare, packing=packing), processes) as workers:
-            for split, wanted in (("val", packing.val), ("train", len(candidates))):
-                _write_split(split, wanted, candidates, out, packing, state, workers, clock)
-        return _finish(out, listing, packing, state)
+        with Crew(partial(prepare, packing=packing), processes) as crew:
+            for turn in turns:
+                _write_split(turn, candidates, out, packing, state, crew, clock)
+        return _finish(out, listing, packing, state, turns)
     except BrokenProcessPool:
         raise DataError("a worker process ended unexpectedly, perhaps for want of memory; try fewer --processes, the same command then continues") from None
     except OSError as error:
@@ -154,57 +121,34 @@ def pack(listing: Listing, out: Path, packing: Packing, *, processes: int = 1, o
         ) from error
 
 
-def _write_split(
-    split: str, wanted: int, candidates: Sequence[Candidate], out: Path, packing: Packing, state: State, workers: _Workers, clock: _Clock
-) -> None:
-    while (room := wanted - state.samples(split)) > 0 and state.position < len(candidates):
-        number = sum(shard["split"] == split for shard in state.shards)
-        shard = ShardFile(out / f"{split}-{number:06d}.tar")
+def _write_split(turn: Turn, candidates: Sequence[Candidate], out: Path, packing: Packing, state: State, crew: Crew, clock: _Clock) -> None:
+    while state.position < turn.end and ((room := turn.wanted - state.samples(turn.split)) > 0 or _unfinished(candidates, turn, state)):
+        number = sum(shard["split"] == turn.split for shard in state.shards)
+        shard = ShardFile(out / f"{turn.split}-{number:06d}.tar")
         outcomes, captions, position = Counter(state.outcomes), 0, state.position
-        for one, sample in workers.run(candidates, position):
+        for one, sample in crew.run(candidates, range(position, turn.end)):
             position += 1
             outcomes[sample.refused or "written"] += 1
             clock.tick(position)
             if not sample.refused:
-                shard.add(one.key, {sample.suffix: sample.payload, "json": _record(one, sample)})
+                shard.add(one.key, sample.members)
                 captions += len(one.captions)
-            if shard.samples == min(packing.samples_per_shard, room):
+            if shard.samples >= packing.samples_per_shard or (shard.samples >= room and not _parted(candidates, position)):
                 break
         state.position, state.outcomes = position, dict(sorted(outcomes.items()))
         if shard.samples:
-            state.shards.append({**shard.close(), "split": split, "captions": captions})
+            state.shards.append({**shard.close(), "split": turn.split, "captions": captions})
         write_json(out / PROGRESS, asdict(state))
 
 
-def _record(one: Candidate, sample: Sample) -> bytes:
-    digest = hashlib.sha256(sample.payload).hexdigest()
-    return json.dumps({**one.fields, "captions": one.captions, "width": sample.width, "height": sample.height, "sha256": digest}).encode()
+def _unfinished(candidates: Sequence[Candidate], turn: Turn, state: State) -> bool:
+    """Whether a split has as many samples as it wants, but not all that go with the last."""
+    return bool(state.shards) and state.shards[-1]["split"] == turn.split and _parted(candidates, state.position)
 
 
-class _Workers:
-    """Prepares candidates in their order, in this process or in several."""
-
-    def __init__(self, work: Callable[[Candidate], Sample], processes: int) -> None:
-        self._work = work
-        self._pool = ProcessPoolExecutor(processes) if processes > 1 else None
-        self._ahead: dict[int, Sample] = {}
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def run(self, candidates: Sequence[Candidate], start: int) -> Iterator[tuple[Candidate, Sample]]:
-        for at in range(start, len(candidates)):
-            if self._pool is None:
-                yield candidates[at], self._work(candidates[at])
-                continue
-            if at not in self._ahead:
-                batch = candidates[at : at + SLICE]
-                self._ahead = dict(enumerate(self._pool.map(self._work, batch, chunksize=16), at))
-            yield candidates[at], self._ahead.pop(at)
+def _parted(candidates: Sequence[Candidate], position: int) -> bool:
+    """Whether two candidates that belong together stand on the two sides of a position."""
+    return 0 < position < len(candidates) and candidates[position].group == candidates[position - 1].group != ""
 
 
 class _Clock:
@@ -221,29 +165,22 @@ class _Clock:
             log.info("%d of %d images, %.0f a second", position, self.total, (position - self.start) / (now - self.began))
 
 
-def _reduced(width: int, height: int, packing: Packing) -> tuple[int, int] | None:
-    shares = [1.0]
-    if packing.short_side:
-        shares.append(packing.short_side / min(width, height))
-    if packing.max_side:
-        shares.append(packing.max_side / max(width, height))
-    share = min(shares)
-    return None if share == 1 else (max(1, round(width * share)), max(1, round(height * share)))
-
-
-def _fingerprint(candidates: Sequence[Candidate], packing: Packing) -> str:
-    """sha256 of the settings and of every candidate's key, captions, fields and file size; where the files lie is not in it."""
-    digest = hashlib.sha256(json.dumps([FORMAT, asdict(packing)], sort_keys=True).encode())
+def _fingerprint(candidates: Sequence[Candidate], listing: Listing, packing: Packing) -> str:
+    """sha256 of the settings and of all that is known of every candidate, and of its file's size; where the files lie is not in it."""
+    digest = hashlib.sha256(json.dumps([FORMAT, asdict(packing), dict(listing.files)], sort_keys=True).encode())
     for one in candidates:
-        size = -1
-        with suppress(OSError, ValueError):
-            size = os.stat(one.path).st_size
-        digest.update(json.dumps([one.key, one.captions, dict(one.fields), one.refused, size], sort_keys=True).encode())
+        sizes = [-1 if one.span is None else one.span[1], -1]
+        for number, path in enumerate((one.path if one.span is None else "", one.right)):
+            with suppress(OSError, ValueError):
+                if path:
+                    sizes[number] = os.stat(path).st_size
+        things = None if one.things is None else [getattr(one.things, name) for name in ("shape", "boxes", "classes", "attributes", "traits", "known")]
+        digest.update(json.dumps([one.key, one.captions, one.fields, one.refused, sizes, one.split, one.group, things], sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
-    """The state to continue from, or the manifest of work that is finished already."""
+def begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, Any]:
+    """The state to continue from, or the manifest of work that is finished already. Raises DataError when `out` holds other shards."""
     ours = sorted(path for path in out.iterdir() if OURS.fullmatch(path.name))
     for name in (MANIFEST, PROGRESS):
         found = read_json(out / name)
@@ -256,7 +193,8 @@ def _begin(out: Path, fingerprint: str, overwrite: bool) -> State | dict[str, An
             (out / PROGRESS).unlink(missing_ok=True)
             log.info("%s is already complete", out)
             return found
-        log.info("continuing after %d shards", len(found["shards"]))
+        if found["shards"]:
+            log.info("continuing after %d shards", len(found["shards"]))
         return State(**found)
     kept = [path.name for path in ours if path.suffix == ".tar" or path.name == MANIFEST]
     if kept and not overwrite:
@@ -272,26 +210,47 @@ def _present(out: Path, shards: Sequence[dict[str, Any]]) -> bool:
     return all((out / s["name"]).is_file() and (out / s["name"]).stat().st_size == s["bytes"] for s in shards)
 
 
-def _finish(out: Path, listing: Listing, packing: Packing, state: State) -> dict[str, Any]:
+def _finish(out: Path, listing: Listing, packing: Packing, state: State, turns: Sequence[Turn]) -> dict[str, Any]:
     if not state.outcomes.get("written"):
         table = ", ".join(f"{reason} {count}" for reason, count in state.outcomes.items())
         raise DataError(f"not one of {len(listing.candidates)} images can be used ({table}); check --images and the list")
-    if not state.samples("train"):
+    if packing.val and not state.samples("train"):
         raise DataError(f"all {state.outcomes['written']} usable images went to validation; ask for fewer than --val {packing.val}")
-    digest = hashlib.sha256()
+    splits = [turn.split for turn in turns]
+    return write_manifest(out, packing, state, rows=listing.rows, kind=listing.kind, files=listing.files, splits=splits)
+
+
+def write_manifest(
+    out: Path, packing: Packing, state: State, *, rows: Mapping[str, int], kind: str, files: Mapping[str, str] | None = None, splits: Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Ends the work: manifest.json takes the place of progress.json.
+
+    Args:
+        rows: counts of the source's lines by outcome.
+        kind: of the source.
+        files: texts that belong beside the shards, by file name.
+        splits: that were wanted, beside train and val.
+        settings: what beside `packing` decided what the shards hold.
+    """
+    digest, files = hashlib.sha256(), dict(sorted((files or {}).items()))
     for shard in state.shards:
         with tarfile.open(out / shard["name"]) as tar:
             for name in tar.getnames():
                 if name.endswith(".json"):
                     digest.update(f"{name[:-5]}\n".encode())
+    for name, text in files.items():
+        write_text(out / name, text)
     manifest = {
         "format": FORMAT,
         "fingerprint": state.fingerprint,
-        "settings": asdict(packing),
-        "samples": {split: state.samples(split) for split in ("train", "val")},
+        "kind": kind,
+        "settings": asdict(packing) | settings,
+        "samples": {split: state.samples(split) for split in dict.fromkeys(("train", "val", *splits))},
         "captions": sum(shard["captions"] for shard in state.shards),
         "images": state.outcomes,
-        "rows": dict(sorted(listing.rows.items())),
+        "rows": dict(sorted(rows.items())),
+        "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()},
         "keys_sha256": digest.hexdigest(),  # of the keys in the order of `shards`, each followed by a line feed
         "shards": state.shards,
     }

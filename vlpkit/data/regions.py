@@ -11,6 +11,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -238,13 +239,22 @@ class _Archive:
 
 def _parse(raw: bytes) -> NDArray[Any]:
     """An npy file of plain numbers whose header says no more than there is. Raises ValueError."""
+    wide = raw[6:7] != b"\x01"  # version 2 has four bytes for the header's length
+    start = 10 + 2 * wide + int.from_bytes(raw[8 : 10 + 2 * wide], "little")
+    shape, column_major, dtype = _header(raw[:start])
+    body = raw[start:]
+    if math.prod(shape) * dtype.itemsize != len(body):
+        raise ValueError(f"{shape} of {dtype} do not fill {len(body)} bytes")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if column_major else "C")
+
+
+@lru_cache(maxsize=4096)  # headers are few, and reading one takes longer than all the rest
+def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of an npy file. Raises ValueError, or what numpy raises on a damaged header."""
     stream = io.BytesIO(raw)
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, column_major, dtype = read(stream)
-    if dtype.kind not in "fiu":
-        raise ValueError(f"{dtype} is no kind of number that is read")
-    body = raw[stream.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"{shape} of {dtype} do not fill {len(body)} bytes")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if column_major else "C")
+    if dtype.kind not in "fiu" or min(shape, default=0) < 0:
+        raise ValueError(f"{shape} of {dtype} are no numbers that are read")
+    return shape, column_major, dtype

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES as ENCODERS
 
-from vlpkit.errors import AssemblyError, WeightsError
+from vlpkit.errors import AssemblyError, WeightsError, opaque_text
 from vlpkit.layers.attention import causal_order
 from vlpkit.types import Stream, TextInput
 
@@ -69,10 +69,7 @@ class TransformersText(nn.Module):
             AssemblyError: the text has an order, and every word of such a model would have read what follows it.
         """
         if given.order is not None:
-            raise AssemblyError(
-                f"reads an ordered text, but text={self.kind} lets every word read every other. "
-                "Take one of our own trunks (text=bert, text=causal) where words are predicted from those before them"
-            )
+            raise AssemblyError(opaque_text(self.kind))
         if given.ids.is_meta:
             # Some of these models look at values, and the meta device has none: the right shape, reached by every parameter.
             y = torch.stack([p.sum() for p in self.net.parameters()]).sum().expand(*given.ids.shape, self.dim)

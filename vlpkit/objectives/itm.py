@@ -34,7 +34,6 @@ class Match(Objective):
         head: str = "itm", on: str = "pairs", weight: float = 1.0,
     ) -> None:
         super().__init__(on=on, weight=weight)
-        self.pooled = pooled
         self.pairing, self.image, self.text, self.by, self.sides, self.name = pairing, image, text, by, sides, head
         self.pooled = pooled
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,7 @@ def detect(scene: Scene, rng: Generator, *, size: int, image_size: int) -> dict[
         size: F, numbers of a feature.
         image_size: pixels a side of the image that the boxes are measured in.
     """
-    table = np.random.Generator(np.random.PCG64(_TABLE)).standard_normal((len(_TRAITS), size))
-    traits = {name: table[i] for i, name in enumerate(_TRAITS)}
+    traits = dict(zip(_TRAITS, trait_table(len(_TRAITS), size)))
     rows: list[tuple[float, tuple[float, ...], NDArray[Any], int, float, int, NDArray[Any]]] = []
     for thing in scene.things:
         sure, known = float(rng.uniform(0.5, 0.97)), CLASSES.index(thing.shape)
@@ -52,6 +52,12 @@ def detect(scene: Scene, rng: Generator, *, size: int, image_size: int) -> dict[
         "attributes": np.array(attributes, np.int32),
         "attribute_confidences": np.array(sure_of, np.float16),
     }
+
+
+@lru_cache(maxsize=4)
+def trait_table(many: int, size: int) -> NDArray[np.float64]:
+    """(many, size): a fixed random direction for each of so many traits, the same in every process."""
+    return np.random.Generator(np.random.PCG64(_TABLE)).standard_normal((many, size))
 
 
 def tags(found: Mapping[str, NDArray[Any]]) -> list[str]:

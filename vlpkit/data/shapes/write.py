@@ -12,12 +12,16 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
@@ -187,18 +191,12 @@ def _build(folder: Path, world: World) -> None:
         shards: list[dict[str, Any]] = []
         counts: dict[str, Counter[str]] = {}
         keys = hashlib.sha256()
-        splits: tuple[tuple[Split, int], ...] = (("train", world.train), ("val", world.val))
-        for split, total in splits:
-            counts[split] = Counter(samples=total)
-            for first in range(0, total, world.samples_per_shard):
-                numbers = range(first, min(first + world.samples_per_shard, total))
-                path = partial / f"{split}-{first // world.samples_per_shard:06d}.tar"
-                _write_shard(path, world, split, numbers, counts[split])
-                keys.update("".join(f"{_key(split, number)}\n" for number in numbers).encode())
-                shards.append(
-                    {"name": path.name, "split": split, "samples": len(numbers), "bytes": path.stat().st_size}
-                )
-                _log.info("data=shapes: %s after %.0f s", path.name, time.monotonic() - started)
+        wanted = list(_spans(world))
+        for (split, numbers), (written, found) in zip(wanted, _written(partial, world, wanted)):
+            counts.setdefault(split, Counter()).update(found)
+            keys.update("".join(f"{_key(split, number)}\n" for number in numbers).encode())
+            shards.append({"name": written.name, "split": split, "samples": len(numbers), "bytes": written.stat().st_size})
+            _log.info("data=shapes: %s after %.0f s", written.name, time.monotonic() - started)
         manifest = {
             "format": "vlpkit-shapes",
             "version": VERSION,
@@ -215,7 +213,35 @@ def _build(folder: Path, world: World) -> None:
                 raise
 
 
-def _write_shard(path: Path, world: World, split: Split, numbers: range, counts: Counter[str]) -> None:
+def _spans(world: World) -> Iterator[tuple[Split, range]]:
+    """The scenes of each shard."""
+    splits: tuple[tuple[Split, int], ...] = (("train", world.train), ("val", world.val))
+    for split, total in splits:
+        for first in range(0, total, world.samples_per_shard):
+            yield split, range(first, min(first + world.samples_per_shard, total))
+
+
+def _written(folder: Path, world: World, wanted: Sequence[tuple[Split, range]]) -> Iterator[tuple[Path, Counter[str]]]:
+    """Path and counts of each shard, in order; scenes do not hang on one another, so shards are written by as many processes as there are cores."""
+    # Forked, since a spawned process begins with the caller's main file, which may well ask for this world and wait for its lock; and on Linux
+    # alone, as elsewhere forks of threaded programs are not safe. What a child does here, numpy and Pillow, needs no thread of the parent.
+    processes = min(len(wanted), len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
+    if processes == 1:
+        yield from (_write_shard(folder, world, split, numbers) for split, numbers in wanted)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        jobs = [pool.submit(_write_shard, folder, world, split, numbers) for split, numbers in wanted]
+        try:
+            yield from (job.result() for job in jobs)
+        except BrokenProcessPool:
+            raise DataError("data=shapes: a process that writes scenes ended unexpectedly, perhaps for want of memory; start again") from None
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def _write_shard(folder: Path, world: World, split: Split, numbers: range) -> tuple[Path, Counter[str]]:
+    path, counts = folder / f"{split}-{numbers.start // world.samples_per_shard:06d}.tar", Counter(samples=len(numbers))
     with path.open("wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number in numbers:
@@ -232,6 +258,7 @@ def _write_shard(path: Path, world: World, split: Split, numbers: range, counts:
                 counts[f"noise_{record.get('noise', 'none')}"] += 1
         stream.flush()
         os.fsync(stream.fileno())
+    return path, counts
 
 
 def _key(split: Split, number: int) -> str:
