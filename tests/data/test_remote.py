@@ -18,7 +18,19 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from shards import jpeg, never, pair, tar_bytes, write_shards
 from webserver import (
-    Reply, Server, asks_for_patience, away, busy, cut, denied, drips, flipped, page, silent, stalls, without_ranges,
+    Reply,
+    Server,
+    asks_for_patience,
+    away,
+    busy,
+    cut,
+    denied,
+    drips,
+    flipped,
+    page,
+    silent,
+    stalls,
+    without_ranges,
 )  # fmt: skip
 
 from vlpkit.data import place, wire
