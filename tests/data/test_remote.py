@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from shards import jpeg, never, pair, tar_bytes, write_shards
 from webserver import (
     Reply,
@@ -38,7 +39,7 @@ from vlpkit.data.index import Index, build_index
 from vlpkit.data.published import write_index
 from vlpkit.data.reader import LocalStore, Reader
 from vlpkit.data.remote import Remote
-from vlpkit.data.shardlist import expand
+from vlpkit.data.shardlist import expand, quoted
 from vlpkit.errors import DataError, MissingExtra
 
 SIZES = [4, 3, 5]
@@ -166,6 +167,24 @@ def test_addresses_that_nobody_can_read_are_refused_at_once(shards: str, kind: t
     with pytest.raises(kind, match=message) as refused:
         expand(shards, ".")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hydra"),
+    [
+        ("data.shards=https://host/cc3m/{00000..00331}.tar", 'data.shards="https://host/cc3m/{00000..00331}.tar"'),
+        ("data.shards=cc3m/{0,1}.tar", 'data.shards="cc3m/{0,1}.tar"'),
+        ("data.val_shards=https://h/a.tar?sig=x&part=1", 'data.val_shards="https://h/a.tar?sig=x&part=1"'),
+        ("data.shards=[s3://b/{0,1}.tar,x.tar]", 'data.shards=["s3://b/{0,1}.tar","x.tar"]'),
+        ("data.shards=a-{0..1}.tar,http://h/b.tar", 'data.shards="a-{0..1}.tar","http://h/b.tar"'),
+        ("+data.sources.texts.shards='gs://b/*.tar'", "+data.sources.texts.shards='gs://b/*.tar'"),
+        ("data.shards=*.tar", "data.shards=*.tar"),
+        ("data.root=https://host", "data.root=https://host"),
+    ],
+)
+def test_shards_are_named_on_the_command_line_as_they_are(typed: str, hydra: str) -> None:
+    assert quoted(typed) == hydra
+    OverridesParser.create().parse_override(hydra)
 
 
 # the index

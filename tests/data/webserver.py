@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.fetched[name] += 1
             self.server.seen.append((self.path, dict(self.headers)))
             script = self.server.script[name] if whole else self.server.asking[name]
-            reply = script.popleft() if script else self.server.always.get(name)
+            reply = script.popleft() if script else self.server.always.get(name, self.server.spoilt.get(name) if whole else None)
         body = file.read_bytes() if file.is_file() else b""
         if reply is not None:
             reply(self, body)
@@ -70,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     """Serves `folder` at `url` until `close`.
 
-    `script` holds replies to requests for a file, `asking` those to the question for its size, used up one by one; `always` those to both.
+    `script` holds replies to requests for a file, `asking` those to the question for its size, used up one by one; `spoilt` is what every
+    request for a file gets, `always` every request and question.
     """
 
     daemon_threads = True
@@ -81,6 +82,7 @@ class Server(ThreadingHTTPServer):
         self.script: defaultdict[str, deque[Reply]] = defaultdict(deque)
         self.asking: defaultdict[str, deque[Reply]] = defaultdict(deque)
         self.always: dict[str, Reply] = {}
+        self.spoilt: dict[str, Reply] = {}
         self.asked: Counter[str] = Counter()
         self.fetched: Counter[str] = Counter()
         self.seen: list[tuple[str, dict[str, str]]] = []

@@ -106,6 +106,8 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1), tries=(tries, 1))
+        if not timeout > 0:
+            raise ConfigError(f"data.timeout is {timeout}; it is a number of seconds above 0")
         if not 0 <= max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {max_bad_share}; it is a share of the samples, from 0 to 1")
         self.name, self.shards, self.val_shards = name, shards, val_shards

@@ -9,11 +9,9 @@ import re
 from collections.abc import Sequence
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from vlpkit.identity import HIDDEN, SECRET
+from vlpkit.identity import HIDDEN, signs
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-# what signs an address for a while (S3, Google, CloudFront, Azure): the file behind it is the same one when it is signed anew
-_SIGNS = re.compile(r"x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|s[eprstv]|sig|sip|spr|srt|sk(oid|tid|t|e|s|v)", re.IGNORECASE)
 _LAST_NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
 _MOST = 3  # places named in a message
 
@@ -116,4 +114,4 @@ def _joined(parts: SplitResult, query: str) -> str:
 
 
 def _lasting(parts: SplitResult) -> str:
-    return urlencode([(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not _SIGNS.fullmatch(key) and not SECRET.search(key)])
+    return urlencode([(key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True) if not signs(key)])

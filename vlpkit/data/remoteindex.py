@@ -123,7 +123,7 @@ def _ask(work: _Pass, places: Sequence[str]) -> dict[str, Stat]:
 def _from_cache(work: _Pass, stats: Mapping[str, Stat]) -> None:
     for place, stat in stats.items():
         shard = read_head(place, work.tables)
-        if shard is not None and shard.sha256 and shard.size == stat.size and shard.version == stat.version:
+        if shard is not None and shard.sha256 and shard.size == stat.size and (shard.version == stat.version or not shard.version or not stat.version):
             work.found[place] = shard
 
 

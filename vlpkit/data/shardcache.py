@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system that cannot do what is asked of it
 _MARGIN, _MARGIN_SHARE = 1 << 30, 50  # bytes of the disk that are left to checkpoints and to others; of a small disk a fiftieth
-_PAUSE = 0.1  # seconds
+_PAUSE = 0.05  # seconds between two looks at what others are doing
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 
 
@@ -118,7 +118,8 @@ class ShardCache:
             self._reserve(descriptor, size, keep, urgent)
             sha256 = fill(descriptor)
             os.fsync(descriptor)
-            os.replace(self._part(place), self._path(place, sha256))
+            with self._alone():  # nobody counts a file under both of its names, or under neither
+                os.replace(self._part(place), self._path(place, sha256))
             sync_folder(self.folder)
         except OSError as error:
             self._drop(descriptor, place)
@@ -128,7 +129,6 @@ class ShardCache:
         except BaseException:
             self._drop(descriptor, place)
             raise
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # those who waited look again, and find it
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         return Fetched(descriptor, sha256)
 
@@ -140,16 +140,24 @@ class ShardCache:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise self._unusable(error) from error
-        self._flock(descriptor, fcntl.LOCK_EX)
-        if _same(descriptor, path):
-            os.ftruncate(descriptor, 0)
-            return descriptor
+        while _same(descriptor, path):
+            # asked again and again, as the file that is waited for will be another one: a copy, whose readers hold its lock as long as they like
+            if self._flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if not _same(descriptor, path):
+                    break
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            time.sleep(_PAUSE)
         os.close(descriptor)
         return None
 
-    def _flock(self, descriptor: int, how: int) -> None:
+    def _flock(self, descriptor: int, how: int) -> bool:
+        """Whether the lock was to be had. Raises DataError, the file being closed, where there are no locks."""
         try:
             fcntl.flock(descriptor, how)
+            return True
+        except BlockingIOError:
+            return False
         except OSError as error:
             os.close(descriptor)
             raise self._unusable(error) from error
@@ -209,7 +217,7 @@ class ShardCache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process at a time counts what is there and makes room."""
+        """One process at a time counts what is there, makes room, and gives a copy its name."""
         with open(self.folder / "room.lock", "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:

@@ -19,6 +19,8 @@ ACCEPTED = (
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _JOINED = re.compile(r"::(?![^\[\]]*\]:?\d*/)")  # but not inside the brackets of a host
+_NAMES_SHARDS = re.compile(r"^\+{0,2}data\.([\w.]+\.)?(val_)?shards$")
+_COMMA = re.compile(r",(?![^{]*\})")  # but not inside braces
 _TIMEOUT, _TRIES = 30.0, 4  # seconds for a list of files, and how often it is asked for
 
 
@@ -70,6 +72,22 @@ def braces(pattern: str, *, key: str = "data.shards") -> list[str]:
     if "{" in tail or "}" in tail or any("{" in part[0] or "}" in part[0] for part in choices[::2]):
         raise DataError(f"{key}: unbalanced brace in {shown(pattern)!r}. Accepted: {ACCEPTED}.")
     return ["".join(parts) for parts in itertools.product(*choices, [tail])]
+
+
+def quoted(argument: str) -> str:
+    """A command-line argument that names shards, as Hydra takes it: braces and addresses mean something else in its grammar, so they go in quotes."""
+    key, _, value = argument.partition("=")
+    if not _NAMES_SHARDS.match(key) or not re.search(r"\{|://", value):
+        return argument
+    items = _COMMA.split(value[1:-1]) if value.startswith("[") and value.endswith("]") else [value]
+    if items == [value] and len(_COMMA.split(value)) > 1:  # a sweep
+        return f"{key}=" + ",".join(map(_quoted, _COMMA.split(value)))
+    return f"{key}=" + (_quoted(value) if items == [value] else f"[{','.join(map(_quoted, items))}]")
+
+
+def _quoted(item: str) -> str:
+    item = item.strip()
+    return item if item[:1] in ("'", '"') else '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _choices(inner: str, pattern: str, key: str) -> list[str]:

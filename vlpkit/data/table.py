@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlpkit.data import place
-from vlpkit.data.tarscan import BLOCK, Flaw, Member, Scan, scan
+from vlpkit.data.tarscan import BLOCK, Flaw, Member, Scan, scan_open
 
 _MAGIC = b"vlpkit shard table 1\n"
 _KEYED = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's rule: up to the first dot of the base name, folder kept
@@ -159,7 +159,7 @@ def index_shard(path: str) -> tuple[Shard, Table]:
 def index_open(descriptor: int, path: str) -> tuple[Shard, Table]:
     """Likewise for an open tar, which may be the copy of the one that `path` names."""
     stat = os.fstat(descriptor)
-    found = scan(descriptor)
+    found = scan_open(descriptor)
     table, flaws = _group(found)
     keys = "\0".join(table.keys).encode("utf-8", "surrogateescape")
     name = place.name(path).encode("utf-8", "surrogateescape")

@@ -50,8 +50,17 @@ class Scan:
     closed: bool = False
 
 
-def scan(descriptor: int) -> Scan:
-    """Walk the headers of an open tar. Raises OSError when it cannot be read; everything else is a flaw."""
+def scan(path: str) -> Scan:
+    """Walk the headers of the tar at `path`. Raises OSError when it cannot be read; everything else is a flaw."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return scan_open(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def scan_open(descriptor: int) -> Scan:
+    """Likewise for an open tar."""
     walk = _Walk(descriptor)
     walk.run()
     return walk.found

@@ -39,6 +39,7 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
         worker_init_fn=_start,
         generator=torch.Generator().manual_seed(0),  # its own: starting a loader must not move the run's random numbers
     )
+    stream: Any = None
     try:
         stream = iter(loader)
         if workers:
@@ -58,6 +59,8 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
             f"{key}: a reading process ended or stalled ({str(error).splitlines()[0]}) The usual cause is memory: lower data.workers={workers}, "
             f"or look for a killed process in the system log. The run can be continued with resume=auto."
         ) from error
+    finally:
+        stream = None  # the readers end with it, and not when the last traceback is forgotten
 
 
 class _Refusal(NamedTuple):
