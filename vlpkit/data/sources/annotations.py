@@ -104,8 +104,7 @@ def unknown(place: str | Path, what: str, image: object, listed: str) -> DataErr
 def tar_members(path: Path) -> dict[str, Member]:
     """Regular files of a tar by name, where their bytes lie; nothing is unpacked. Raises DataError for what is no whole tar."""
     try:
-        with path.open("rb") as file:
-            found = scan(file.fileno())
+        found = scan(str(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if found.flaws:
