@@ -42,6 +42,7 @@ _RULES: tuple[tuple[str, Kind], ...] = (
     ("data.shards", "free"),            # wherever they lie now; whether they are the same ones is told by their fingerprint
     ("data.root", "free"),              # a moved data set is the same one; its fingerprint is compared when it is opened
     ("data.mix.*.root", "free"),
+    ("data.mix.*.shards", "free"),
     ("data.val_shards", "free"),
     ("data.val_batch", "free"),
     ("data.eval_resize", "free"),

@@ -77,7 +77,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data.get("safe") or {})
     if "world" not in data:
         for one in sets.values():
-            expand(one.shards, one.root, key=one.key)
+            expand(one.shards, one.root, key=one.key, root_key=one.place("root"))
         if data.get("val_shards"):
             expand(data["val_shards"], data["root"], key="data.val_shards")
         for wish in wishes:

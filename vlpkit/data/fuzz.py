@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vlpkit.data.arrays import MEMBER
 from vlpkit.data.decode import ORIENTATION, Refused
 from vlpkit.data.index import build_index
 from vlpkit.data.look import Look, rows_of
 from vlpkit.data.order import sample_rng
 from vlpkit.data.reader import Reader
-from vlpkit.data.regions import MEMBER, Detections
+from vlpkit.data.regions import Detections
 from vlpkit.data.transforms import TrainTransform
 from vlpkit.errors import DataError
 

@@ -38,7 +38,7 @@ class Pool:
     @cached_property
     def indexes(self) -> dict[str, Index]:
         """Of every set. Raises DataError for missing shards, damaged ones, none, or one in two sets."""
-        paths = {name: expand(one.shards, one.root, key=one.key) for name, one in self.sets.items()}
+        paths = {name: expand(one.shards, one.root, key=one.key, root_key=one.place("root")) for name, one in self.sets.items()}
         owners: dict[str, str] = {}
         for name, found in paths.items():
             for path in found:
