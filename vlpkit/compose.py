@@ -28,7 +28,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vlpkit import schema
 from vlpkit.check import trust
+from vlpkit.data.shardlist import quoted
 from vlpkit.errors import ConfigError, VlpError
+from vlpkit.launch import check_launch
 from vlpkit.refuse import Gate, in_job
 from vlpkit.stages import read_stages, run_stages
 from vlpkit.usage import usage
@@ -137,7 +139,7 @@ def look_ahead(argv: Sequence[str], *, conf: Path, name: str = "train", check: C
     schema.register()
     asked = get_args_parser().parse_intermixed_args(list(argv))
     flags = _flags(argv)
-    overrides = complete_arguments(asked.overrides, conf=conf)
+    overrides = complete_arguments(list(map(quoted, asked.overrides)), conf=conf)
     if asked.hydra_help or asked.shell_completion or asked.experimental_rerun:
         return Ahead([*flags, *overrides], None, None)
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides
@@ -153,6 +155,8 @@ def look_ahead(argv: Sequence[str], *, conf: Path, name: str = "train", check: C
             raise ConfigError("experiment: its runs follow one another, so it is not swept. Start it once for each value, without -m")
         single = job.config if running and not flags and not multirun and job.config.hydra.mode != RunMode.MULTIRUN else None
         opened.update({text.partition("=")[0]: new.partition("=")[0] for text, new in job.opened.items()})
+        if running:
+            check_launch(OmegaConf.to_container(job.config.hydra, resolve=False))  # type: ignore[arg-type]
         if check is not None and running:
             _ask(check, job.config, [text for text in job.overrides if text not in overrides], job.overrides)
     spelled = [f"{opened.get(key, key)}{sign}{value}" for key, sign, value in (text.partition("=") for text in overrides)]

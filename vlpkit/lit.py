@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from vlpkit import __version__, dist, migrate
 from vlpkit.assemble import Assembly
+from vlpkit.data.state import check_words
 from vlpkit.layers.trunk import Trunk
 from vlpkit.optim import Optim
 from vlpkit.streams import Streams, seed_of
@@ -149,5 +150,6 @@ class PretrainModule(pl.LightningModule):
         checkpoint["vlpkit"] = {"format": migrate.FORMAT, "version": __version__, "samples_seen": self.samples_seen, "loaded": self.loaded, **self.record}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stands, with the groups of parameters that it was trained in."""
+        """Go on counting where the checkpoint stands, with the groups of parameters that it was trained in. Raises ResumeError for words of another tokenizer."""
+        check_words(checkpoint["vlpkit"]["words"], self.record["words"])
         self.samples_seen, self.loaded = int(checkpoint["vlpkit"]["samples_seen"]), list(checkpoint["vlpkit"]["loaded"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vlpkit.check import settle
+from vlpkit.data.pairsets import fill_mix, read_mix
 from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
@@ -59,6 +61,8 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError, DataError: with every mistake that can be told so far.
     """
+    cfg = copy.deepcopy(cfg)
+    fill_mix(cfg, conf=conf)
     settings, dropped = settle(cfg, conf=conf)
     if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings)]:
         raise ConfigError(several(wrong))
@@ -70,10 +74,12 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     wishes = read_wishes(data.get("sources")).values()
     for wish in wishes:
         wish.batch(data["batch"])
+    sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data.get("safe") or {})
     if "world" not in data:
-        for key in ("shards", "val_shards"):
-            if data.get(key) or key == "shards":
-                expand(data.get(key), data["root"], key=f"data.{key}")
+        for one in sets.values():
+            expand(one.shards, one.root, key=one.key, root_key=one.place("root"))
+        if data.get("val_shards"):
+            expand(data["val_shards"], data["root"], key="data.val_shards")
         for wish in wishes:
             if wish.shards is not None:
                 expand(wish.shards, data["root"], key=f"{wish.key}.shards")

@@ -29,6 +29,7 @@ from vlpkit.rephrase import Rephrased, first_line, frame_keys, frame_kind
 MOST_JOBS = 24  # of a larger sweep, each value is composed once instead of every combination
 
 OPEN = ("model", "objectives", "draws", "teacher", "plan", "logger", "evals")  # parts, or names of the user's choice
+_NAMED = re.compile(r"data\.(mix|sources)(\.|$)")  # blocks whose keys are names of the user's choice
 
 _FORM = "Write key=value, such as optim.lr=1e-4, and quote what the shell would take for itself: 'objective=[itc,lm]'"
 
@@ -207,16 +208,16 @@ class Gate:
         """Set a key; True when the YAML leaves it out but the part it belongs to takes it."""
         parts = re.findall(r"[^.\[\]]+", key)
         node, depth = _descend(cfg, parts)
-        absent = depth < len(parts)
-        if absent and not self._takes(node, ".".join(parts[:depth]), parts[depth]):
+        absent, named = depth < len(parts), _NAMED.match(key) is not None and isinstance(node, DictConfig) and not node._is_none()
+        if absent and not (named and depth == 2) and not self._takes(node, ".".join(parts[:depth]), parts[depth]):
             raise ConfigError(self._no_such_key(cfg, node, parts, depth, value))
         if isinstance(node, DictConfig) and not absent and not node._is_none() and value is not None and not isinstance(value, dict):
             raise ConfigError(f"{key}: is a block of keys ({', '.join(map(str, node))}), found {value!r}.{self._as_choice(parts[-1], value)}")
         try:
-            OmegaConf.update(cfg, key, value, merge=True, force_add=absent)
+            OmegaConf.update(cfg, key, value, merge=True, force_add=absent or named)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key}: takes {frame_kind(parts[0])}, found {value!r}.") from error
-        return absent
+        return absent or named
 
     def _takes(self, node: Any, place: str, key: str) -> bool:
         if not isinstance(node, DictConfig) or node._is_none():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from vlpkit.assemble import assemble, give_teacher, image_size
 from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
+from vlpkit.data.durable import write_json
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
 from vlpkit.data.vocabulary import TRAINING_CAPTIONS
@@ -60,7 +62,10 @@ def open_words(job: Job, data: DataModule) -> Words:
 
 def make_clock(job: Job, data: DataModule) -> Clock:
     """Turns every duration of the settings into optimiser steps."""
-    return total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
+    clock = total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
+    for line in data.pool.account((clock.total_steps or 0) * data.batch):
+        log.info("data.mix: %s", line)
+    return clock
 
 
 def make_card(job: Job, words: Words, clock: Clock) -> str:
@@ -141,7 +146,12 @@ def make_module(job: Job, words: Words, clock: Clock, text: str) -> PretrainModu
 
 
 def fit(job: Job, trainer: pl.Trainer, module: PretrainModule, data: DataModule) -> None:
-    """Train to the end; then say where everything lies."""
+    """Train to the end; then say what became of the data, and where everything lies."""
     state: dict[str, Any] = {} if job.run.checkpoint is None else {"ckpt_path": str(job.run.checkpoint)}
-    trainer.fit(module, datamodule=data, **state)
+    try:
+        trainer.fit(module, datamodule=data, **state)
+    finally:
+        with suppress(OSError):  # a full disk has been reported by what could not be saved
+            write_json(job.run.folder / f"data_{dist.rank()}.json", data.report())
+    log.info("data, on this rank: %s", data.ledger.line())
     log.info("done: %s", job.run.folder)

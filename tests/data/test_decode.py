@@ -19,6 +19,7 @@ from PIL import Image, ImageFile
 
 from vlpkit.data import decode as decoding
 from vlpkit.data.decode import Limits, Refused, clean_caption, decode, jpeg_orientation, read_caption, read_header
+from vlpkit.data.scratch import Scratch
 
 
 def picture(width: int = 96, height: int = 64, seed: int = 0) -> Image.Image:
@@ -69,6 +70,27 @@ def test_the_smallest_power_of_two_scale_that_covers_the_request_is_decoded(leas
 def test_an_odd_size_is_scaled_to_no_less_than_requested() -> None:
     assert pixels(encoded(picture(601, 403)), width=300, height=200).shape == (202, 301, 3)
     assert pixels(encoded(picture(601, 403)), width=300, height=202).shape == (403, 601, 3)
+
+
+def test_images_of_every_size_and_scale_fit_the_memory_that_is_lent_for_them() -> None:
+    before, scratch = decoding.slow_path.copy(), Scratch()
+    for width, height in ((97, 64), (601, 403), (64, 333), (8, 8), (801, 799)):
+        payload = encoded(picture(width, height))
+        for least in (0, 8, 11, 40, 100, 200):
+            size = {"width": least, "height": least} if min(width, height) >= least else {}
+            found = decode(payload, read_header(payload), scratch=scratch, **size)
+            assert np.shares_memory(found, scratch.lend(1))
+            assert np.array_equal(found, pixels(payload, **size))
+    assert decoding.slow_path == before  # memory that is too small would send the image to the slow decoder
+
+
+def test_what_is_held_for_decoding_is_bounded() -> None:
+    scratch = Scratch(limit=1000)
+    small = scratch.lend(600)
+    assert np.shares_memory(small, scratch.lend(900))
+    assert not np.shares_memory(scratch.lend(5000), scratch.lend(1000))
+    assert len(scratch.lend(1000)) == 1000
+    assert len(pickle.dumps(scratch)) < 500  # nothing of it travels to another process
 
 
 def test_grey_becomes_three_equal_channels_on_the_fast_path() -> None:

@@ -83,7 +83,7 @@ def test_questions_without_captions_are_served_where_questions_are_read_and_refu
 
 
 def test_a_sample_with_neither_caption_nor_question_is_refused(tmp_path: Path) -> None:
-    from vlpkit.data.feed import said_of
+    from vlpkit.data.look import said_of
 
     with pytest.raises(Refused) as error:
         said_of({"json": b'{"questions": []}'}, Questions(count=1, answers=["yes"]))

@@ -106,7 +106,7 @@ def test_a_run_resumes_at_the_next_sample_of_every_source(folder: Path, workers:
 @pytest.mark.parametrize("now", [None, {"texts": {"holds": "texts", "share": 0.5}}, {"other": {"holds": "texts", "share": 0.25}}, {"texts": {"holds": "texts", "share": 0.25, "limit": 9}}])
 def test_other_sources_cannot_go_on_with_a_run(folder: Path, now: Any) -> None:
     state = module(folder, sources=TEXTS).state_dict()
-    with pytest.raises(ResumeError, match=r"data\.sources: "):
+    with pytest.raises(ResumeError, match=r"data\.sources[.:]"):
         module(folder, sources=now).load_state_dict(state)
 
 
@@ -114,7 +114,7 @@ def test_a_run_of_pairs_alone_writes_and_reads_what_it_always_did(folder: Path) 
     state = module(folder, sources={"texts": None}).state_dict()
     assert "sources" not in state
     module(folder).load_state_dict(state)
-    with pytest.raises(ResumeError, match=r"data\.sources: None in the checkpoint"):
+    with pytest.raises(ResumeError, match=r"data\.sources: null in the checkpoint, texts now"):
         module(folder, sources=TEXTS).load_state_dict(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from vlpkit.bench.made import photograph
 from vlpkit.data.decode import Refused
 from vlpkit.data.randaugment import CHANGES, SIGNED, RandAugment
-from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
+from vlpkit.data.transforms import EvalTransform, TrainTransform, Transform, canvas, safe_augment
 from vlpkit.errors import ConfigError
 
 torch.set_num_threads(1)
@@ -40,13 +42,20 @@ def apart(image: torch.Tensor, expected: Image.Image) -> float:
     return float(np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int)).mean())
 
 
+def seen(transform: Transform, payload: bytes, rng: np.random.Generator) -> torch.Tensor:
+    """(3, S, S) of one image by itself."""
+    row = canvas(1, transform.size, transform.size)
+    transform.draw(payload, transform.look(payload, rng), rng, row)
+    return row[0]
+
+
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
 def test_squash_equals_pillows_bicubic_square() -> None:
     payload = photo(341, 256)
-    image = EvalTransform(image_size=128)(payload, rng())
+    image = seen(EvalTransform(image_size=128), payload, rng())
     assert image.shape == (3, 128, 128)
     assert image.dtype == torch.uint8
     assert apart(image, full(payload).resize((128, 128), Image.Resampling.BICUBIC)) < 0.1
@@ -55,19 +64,19 @@ def test_squash_equals_pillows_bicubic_square() -> None:
 def test_crop_equals_short_side_resize_and_centre_crop() -> None:
     payload = photo(341, 256)
     resized = full(payload).resize((170, 128), Image.Resampling.BICUBIC)
-    image = EvalTransform(image_size=128, resize="crop")(payload, rng())
+    image = seen(EvalTransform(image_size=128, resize="crop"), payload, rng())
     assert image.shape == (3, 128, 128)
     assert apart(image, resized.crop((21, 0, 149, 128))) < 0.1
 
 
 def test_a_large_photograph_is_evaluated_within_one_grey_level_of_a_full_decode() -> None:
     payload = photo(1600, 1200, grain=200)
-    assert apart(EvalTransform(image_size=128)(payload, rng()), full(payload).resize((128, 128), Image.Resampling.BICUBIC)) < 1
+    assert apart(seen(EvalTransform(image_size=128), payload, rng()), full(payload).resize((128, 128), Image.Resampling.BICUBIC)) < 1
 
 
 def test_evaluation_does_not_touch_the_generator() -> None:
     left, right = rng(), rng()
-    EvalTransform(image_size=32)(photo(64, 64), left)
+    seen(EvalTransform(image_size=32), photo(64, 64), left)
     assert left.random() == right.random()
 
 
@@ -78,19 +87,73 @@ def test_a_training_crop_looks_like_the_full_decode(seed: int, size: int) -> Non
     transform = TrainTransform(image_size=size, scale=(0.2, 1.0))
     left, top, width, height = transform.crop(683, 512, rng(seed))
     expected = full(payload).resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-    assert apart(transform(payload, rng(seed)), expected) < 2.5
+    assert apart(seen(transform, payload, rng(seed)), expected) < 2.5
+
+
+def by_pillow(transform: TrainTransform, payload: bytes, seed: int) -> Image.Image:
+    """The full decode, of which the same crop is resized; its box as whole pixels of the scale at which the transform decodes."""
+    image, size = full(payload), transform.size
+    left, top, width, height = transform.crop(*image.size, rng(seed))
+    f = next((f for f in (8, 4, 2) if min(width, height) >= f * size), 1)
+    box = [round(at / f) * f for at in (left, top, left + width, top + height)]
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(box[0], box[1], min(image.width, box[2]), min(image.height, box[3])))
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.2, 1.0)])
+@pytest.mark.parametrize(("size", "each", "mean"), [(224, 0.3, 0.1), (64, 6.0, 2.5)], ids=["at full scale", "at half the scale"])
+def test_photographs_look_as_pillow_shows_them(scale: tuple[float, float], size: int, each: float, mean: float) -> None:
+    folder = Path(__file__).parents[2].parent / "shared" / "data" / "flickr900" / "images"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    transform = TrainTransform(image_size=size, scale=scale)
+    payloads = [path.read_bytes() for path in sorted(folder.iterdir())[::20]]
+    found = [apart(seen(transform, payload, rng(seed)), by_pillow(transform, payload, seed)) for seed, payload in enumerate(payloads)]
+    assert len(found) == 45
+    assert max(found) < each
+    assert sum(found) / len(found) < mean
+
+
+@pytest.mark.parametrize(("width", "height"), [(341, 256), (269, 201), (683, 515), (1367, 1025)])
+@pytest.mark.parametrize("size", [40, 64, 224])
+def test_made_up_photographs_look_as_pillow_shows_them_whatever_their_sides(width: int, height: int, size: int) -> None:
+    payload = photograph(np.random.default_rng(0), width, height)
+    transform = TrainTransform(image_size=size, scale=(0.2, 1.0))
+    for seed in range(4):
+        assert apart(seen(transform, payload, rng(seed)), by_pillow(transform, payload, seed)) < 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_other_formats_look_as_pillow_shows_them(kind: str) -> None:
+    payload = photograph(np.random.default_rng(0), 341, 256, kind=kind)
+    transform = TrainTransform(image_size=64, scale=(0.2, 1.0))
+    for seed in range(4):
+        left, top, width, height = transform.crop(341, 256, rng(seed))
+        expected = full(payload).resize((64, 64), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        assert apart(seen(transform, payload, rng(seed)), expected) < 0.3
+
+
+def test_an_image_is_written_to_its_row_and_nowhere_else() -> None:
+    rows = canvas(3, 48, 48)
+    rows.fill_(7)
+    transform = TrainTransform(image_size=48, scale=(0.2, 1.0), flip=0.5, randaugment=(2, 5))
+    for seed in range(6):
+        generator, payload = rng(seed), photo(200, 150)
+        transform.draw(payload, transform.look(payload, generator), generator, rows[1:2])
+        assert torch.equal(rows[1], seen(transform, payload, rng(seed)))
+    assert rows[0].eq(7).all()
+    assert rows[2].eq(7).all()
 
 
 def test_small_images_are_enlarged() -> None:
     payload = photo(40, 30)
-    assert TrainTransform(image_size=64)(payload, rng()).shape == (3, 64, 64)
-    assert EvalTransform(image_size=64, resize="crop")(payload, rng()).shape == (3, 64, 64)
+    assert seen(TrainTransform(image_size=64), payload, rng()).shape == (3, 64, 64)
+    assert seen(EvalTransform(image_size=64, resize="crop"), payload, rng()).shape == (3, 64, 64)
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
     payload = photo(64, 64)
-    assert apart(EvalTransform(image_size=64)(payload, rng()), full(payload)) == 0
-    assert apart(TrainTransform(image_size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0))(payload, rng()), full(payload)) == 0
+    assert apart(seen(EvalTransform(image_size=64), payload, rng()), full(payload)) == 0
+    assert apart(seen(TrainTransform(image_size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0)), payload, rng()), full(payload)) == 0
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
@@ -114,13 +177,13 @@ def test_a_crop_that_never_fits_falls_back_to_the_centre() -> None:
 def test_the_same_generator_gives_the_same_image_and_another_a_different_one(augment: tuple[int, int] | None) -> None:
     transform = TrainTransform(image_size=48, scale=(0.2, 1.0), flip=0.5, randaugment=augment)
     payload = photo(160, 120)
-    assert torch.equal(transform(payload, rng(3)), transform(payload, rng(3)))
-    assert not torch.equal(transform(payload, rng(3)), transform(payload, rng(4)))
+    assert torch.equal(seen(transform, payload, rng(3)), seen(transform, payload, rng(3)))
+    assert not torch.equal(seen(transform, payload, rng(3)), seen(transform, payload, rng(4)))
 
 
 def test_flip_mirrors_left_and_right() -> None:
     payload = photo(80, 80)
-    plain, mirrored = (TrainTransform(image_size=40, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=p)(payload, rng()) for p in (0.0, 1.0))
+    plain, mirrored = (seen(TrainTransform(image_size=40, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=p), payload, rng()) for p in (0.0, 1.0))
     assert torch.equal(plain.flip(2), mirrored)
 
 
@@ -129,17 +192,17 @@ def test_an_exif_rotation_holds_in_both_transforms() -> None:
     exif[0x0112] = 6
     turned, plain = photo(300, 200, exif=exif), photo(300, 200)
     upright = full(plain).transpose(Image.Transpose.ROTATE_270)
-    assert apart(EvalTransform(image_size=60)(turned, rng()), upright.resize((60, 60), Image.Resampling.BICUBIC)) < 1
+    assert apart(seen(EvalTransform(image_size=60), turned, rng()), upright.resize((60, 60), Image.Resampling.BICUBIC)) < 1
     transform = TrainTransform(image_size=60)
     left, top, width, height = transform.crop(200, 300, rng(1))
     expected = upright.resize((60, 60), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-    assert apart(transform(turned, rng(1)), expected) < 2.5
+    assert apart(seen(transform, turned, rng(1)), expected) < 2.5
 
 
 def test_a_broken_image_is_refused() -> None:
     for transform in (TrainTransform(image_size=32), EvalTransform(image_size=32)):
         with pytest.raises(Refused) as refused:
-            transform(photo(64, 64)[:-200], rng())
+            seen(transform, photo(64, 64)[:-200], rng())
         assert refused.value.reason == "truncated_image"
 
 

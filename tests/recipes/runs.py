@@ -1,4 +1,4 @@
-"""Whole runs through the functions that train.py calls, in a process of their own that may be told when to die."""
+"""Whole runs through the functions that train.py calls, in one process of their own or in two ranks, that may be told when to die."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tests.builders import CONF
-from vlpkit import session
+from tests.run.ranks import free_port
+from vlpkit import dist, session
 from vlpkit.program import open_job
 from vlpkit.schema import register
+from vlpkit.types import Batch
 
 NARROW = (
     "size.dim=32", "size.heads=2", "size.depth=2", "size.half=1", "size.late=1", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16", "size.image=32",
@@ -27,17 +29,24 @@ NARROW = (
 )  # a queue that does not divide by the batch, dropout on, several shards
 
 
+_START = "TEST_START"  # how often the run was started before
+
+
 class Keys(pl.Callback):
-    """Appends the sample keys of every optimiser step to a file."""
+    """Appends the sample keys of every optimiser step to a file of this start and rank: a line a step, micro-batches apart."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: list[str] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        """One line a step; a step that is run again after a crash is a line again."""
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Batch], *args: Any) -> None:
+        """Of every source, in the order of the micro-batches."""
+        self.parts.append(" ".join(key for one in batch.values() for key in one.keys))
         if pl_module.micro == 0:
-            with self.path.open("a") as file:
-                file.write(f"{trainer.global_step} {' '.join(pl_module.last_keys)}\n")
+            name = f"keys_{os.environ.get(_START, '0')}_{dist.rank()}_of_{dist.world()}.txt"
+            with (self.folder / name).open("a") as file:
+                file.write(f"{trainer.global_step}|{'|'.join(self.parts)}\n")
+            self.parts = []
 
 
 class Die(pl.Callback):
@@ -55,8 +64,9 @@ class Die(pl.Callback):
 def fit(run: Path, cache: Path, *overrides: str, callbacks: Callable[[], list[pl.Callback]] = list) -> None:
     """What train.py does, with further callbacks in front."""
     register()
+    narrow = [word for word in NARROW if "data=custom" not in overrides or not word.startswith("data.world")]
     with initialize_config_dir(config_dir=str(CONF), version_base=None):
-        cfg = compose(config_name="train", overrides=[*NARROW, f"run_dir={run}", f"paths.cache={cache}", *overrides])
+        cfg = compose(config_name="train", overrides=[*narrow, f"run_dir={run}", f"paths.cache={cache}", *overrides])
     job = open_job(cfg, conf=CONF)
     data = session.open_data(job)
     words = session.open_words(job, data)
@@ -64,24 +74,38 @@ def fit(run: Path, cache: Path, *overrides: str, callbacks: Callable[[], list[pl
     card = session.make_card(job, words, clock)
     module = session.make_module(job, words, clock, card)
     trainer = session.make_trainer(job, data, module, clock)
-    trainer.callbacks[:0] = [Keys(run / "keys.txt"), *callbacks()]  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = [Keys(run), *callbacks()]  # type: ignore[attr-defined]
     session.fit(job, trainer, module, data)
 
 
-def _child(run: Path, cache: Path, overrides: tuple[str, ...], die: tuple[str, int] | None) -> None:
+def _child(run: Path, cache: Path, overrides: tuple[str, ...], die: tuple[str, int] | None, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    os.environ.update(environment)
     sys.stderr = sys.stdout = (run.parent / f"{run.name}.log").open("a")
     fit(run, cache, *overrides, callbacks=lambda: [] if die is None else [Die(*die)])
 
 
 def in_child(run: Path, cache: Path, *overrides: str, die: tuple[str, int] | None = None) -> int:
     """Run in a forked process; its exit code, -9 when it was killed."""
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(run, cache, overrides, die))
-    process.start()
-    process.join(300)
-    if process.exitcode is None:
-        process.kill()
-    return -1000 if process.exitcode is None else process.exitcode
+    (code,) = on_ranks(run, cache, *overrides, world=1, die=die)
+    return code
+
+
+def on_ranks(run: Path, cache: Path, *overrides: str, world: int, die: tuple[str, int] | None = None) -> list[int]:
+    """Run in `world` forked processes that find each other as torchrun's do; their exit codes."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    words = {_START: str(len({path.name.split("_")[1] for path in run.glob("keys_*.txt")}))}
+    if world > 1:
+        words |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    ranks = [{**words, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"} if world > 1 else words for rank in range(world)]
+    processes = [context.Process(target=_child, args=(run, cache, overrides, die, environment)) for environment in ranks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+    return [-1000 if process.exitcode is None else process.exitcode for process in processes]
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -91,9 +115,17 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def keys(run: Path) -> dict[int, str]:
-    """Sample keys by optimiser step; a step that was run twice must have had the same ones."""
+    """Sample keys of the global batch by optimiser step: of every micro-batch the ranks in turn. A step that was run twice must have had the same."""
     seen: dict[int, str] = {}
-    for line in (run / "keys.txt").read_text().splitlines():
-        step, _, names = line.partition(" ")
-        assert seen.setdefault(int(step), names) == names, f"step {step} saw other samples when it was run again"
+    for first in sorted(run.glob("keys_*_0_of_*.txt")):
+        world = int(first.stem.rpartition("_")[2])
+        ranks = [_lines(first.with_name(first.name.replace("_0_of_", f"_{rank}_of_"))) for rank in range(world)]
+        for step in sorted(set.intersection(*(set(rank) for rank in ranks))):
+            names = " ".join(part for turn in zip(*(rank[step] for rank in ranks), strict=True) for part in turn)
+            assert seen.setdefault(step, names) == names, f"step {step} saw other samples when it was run again"
     return seen
+
+
+def _lines(path: Path) -> dict[int, list[str]]:
+    found = (line.split("|") for line in path.read_text().splitlines()) if path.exists() else ()
+    return {int(step): parts for step, *parts in found}

@@ -11,7 +11,7 @@ import torch
 from tests.recipes.runs import in_child, keys, rows
 
 STEPS, EVERY = 11, 3
-LENGTH = (f"total={STEPS}_steps", f"trainer.checkpoint_every={EVERY}_steps", "seed=7")
+LENGTH = (f"total={STEPS}_steps", f"trainer.checkpoint_every={EVERY}_steps", "seed=7", "data.limit=112")   # an epoch ends with the seventh step
 SETUPS = {"albef": ("model=albef",), "blip": ("model=blip", "trainer.micro_batch=8")}  # BLIP with two micro-batches a step
 
 
@@ -38,7 +38,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     ("name", "kills"),
     [
         ("albef", [("on_train_batch_start", 5)]),                                        # between two checkpoints
-        ("albef", [("on_before_optimizer_step", 1), ("on_after_backward", 6), ("on_train_batch_end", 9)]),  # before the first, right after one, at one
+        # in one epoch before the first, between two and right after one, and once more at the epoch's end
+        ("albef", [("on_before_optimizer_step", 1), ("on_after_backward", 4), ("on_after_backward", 6), ("on_train_batch_end", 7)]),
         ("blip", [("on_after_backward", 4), ("on_before_zero_grad", 7)]),
     ],
 )

@@ -1,5 +1,5 @@
-"""Samples to a Batch: pixels stacked in one layout, captions encoded together.
-"""
+"""Samples to a Batch: regions padded and captions encoded together, beside the pixels, which were written where they belong.
+The layout of the pixels is that of `transforms.canvas`; whoever normalises them brings them into the order its kernels are measured with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from vlpkit.types import Batch, ImageInput, TextInput
 
 
 class Sample(NamedTuple):
-    """One usable pair."""
+    """One usable pair, but for its pixels."""
 
-    pixels: Tensor | None  # (3, S, S) uint8, where the recipe reads pixels
     caption: str | None  # of a source that holds texts
     number: int  # global sample number
     key: str
@@ -27,19 +26,11 @@ class Sample(NamedTuple):
     second: str | None = None  # another caption, where it reads two of each image
 
 
-def stack(images: Sequence[Tensor]) -> Tensor:
-    """(R, 3, S, S) uint8, contiguous whatever the layout of the rows: kernels, and with them rounding, depend on it."""
-    pixels = torch.empty((len(images), *images[0].shape), dtype=torch.uint8)
-    for row, image in enumerate(images):
-        pixels[row] = image
-    return pixels
-
-
-def images_of(pixels: Sequence[Tensor | None], found: Sequence[Found | None]) -> tuple[ImageInput, dict[str, Tensor]]:
+def images_of(pixels: Tensor | None, found: Sequence[Found | None]) -> tuple[ImageInput, dict[str, Tensor]]:
     """R images as one input with the pixels (R, 3, S, S) uint8, the regions or both that there are, and the targets of their regions."""
-    seen, regions = [image for image in pixels if image is not None], [one for one in found if one is not None]
+    regions = [one for one in found if one is not None]
     image, targets = pad(regions) if regions else (ImageInput(), {})
-    return (replace(image, pixels=stack(seen)) if seen else image), targets
+    return replace(image, pixels=pixels), targets
 
 
 def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: Words) -> dict[str, TextInput]:
@@ -49,13 +40,13 @@ def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: W
     return {**texts, "second": words.encode(others)} if others else texts
 
 
-def collate(samples: Sequence[Sample], *, words: Words | None) -> Batch:
-    """B samples as named inputs.
+def collate(samples: Sequence[Sample], *, pixels: Tensor | None, words: Words | None) -> Batch:
+    """B samples as named inputs, and their pixels (B, 3, S, S) uint8 where the recipe reads any.
 
     Images "clean" with pixels, regions or both; texts "clean" (B, N) and, of recipes that read two, "second"; targets of regions and the
     answer; pair_id the sample numbers. Without pixels and regions there is no image, without `words` no text.
     """
-    image, targets = images_of([sample.pixels for sample in samples], [sample.found for sample in samples])
+    image, targets = images_of(pixels, [sample.found for sample in samples])
     answers = [sample.answer for sample in samples if sample.answer is not None]
     if answers:
         targets["answer"] = torch.tensor(answers, dtype=torch.int64)

@@ -8,24 +8,30 @@ import json
 import struct
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from vlpkit.data.scratch import Scratch
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_CAPTION = 2000  # characters; longer alternative texts are page dumps
 MAX_RECORD = 4 << 20  # bytes of a KEY.json
 ORIENTATION = 0x0112  # the Exif tag
+_COMMENTS = 4 << 20  # bytes that the texts of a PNG may unpack to
+_SCANNED = 1 << 34  # bytes times pixels above which the scans of a JPEG are counted
 # All that Pillow's parsers were seen to raise on damaged files.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # chunks of a PNG that can tell an orientation
 UPRIGHT = 1  # its value for an image stored as it is meant to be seen
 
-# Images that the fast decoder would not take, by cause, since this process started; reports show it, nothing reads it.
+# Images that the fast decoder would not take, by cause, since this process and its readers started; reports show it, nothing hangs on it.
 slow_path: Counter[str] = Counter()
 
 
@@ -34,7 +40,7 @@ class Refused(Exception):
 
     Args:
         reason: the counted word: missing_image, empty_image, not_an_image, unsupported_format, truncated_image,
-            broken_image, too_many_bytes, too_many_pixels, too_small, extreme_aspect, missing_caption, empty_caption,
+            broken_image, too_many_bytes, too_many_pixels, too_many_scans, too_small, extreme_aspect, missing_caption, empty_caption,
             bad_utf8, bad_record, missing_regions, broken_regions, bad_regions or no_regions.
         detail: what exactly was found, for people.
     """
@@ -54,7 +60,7 @@ class Limits:
 
     Args:
         pixels: most pixels; side and small: longest and shortest side in pixels; aspect: longest over shortest side;
-            bytes: most bytes of the encoded image.
+            bytes: most bytes of the encoded image; scans: most passes of a progressive JPEG, each of which costs its decoder all pixels.
     """
 
     pixels: int = 50_000_000
@@ -62,6 +68,7 @@ class Limits:
     small: int = 8
     aspect: float = 20.0
     bytes: int = 32 << 20
+    scans: int = 100
 
 
 LIMITS = Limits()
@@ -101,39 +108,50 @@ def read_header(payload: bytes | None, *, limits: Limits = LIMITS) -> Header:
         else:
             if colours in ("YCbCr", "Gray", "RGB"):
                 _judge(int(width), int(height), limits)
+                _judge_scans(payload, int(width) * int(height), limits)
                 return Header("JPEG", int(width), int(height), quick=True)
             slow_path[colours] += 1
     return _open(payload, limits)
 
 
-def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0) -> NDArray[np.uint8]:
+def decode(payload: bytes, header: Header, *, width: int = 0, height: int = 0, scratch: Scratch | None = None) -> NDArray[np.uint8]:
     """(h, w, 3) uint8, the whole upright image at the smallest of the scales 1, 1/2, 1/4, 1/8 that is still at least
-    `width` x `height`; a JPEG only, and 0 asks for full size.
+    `width` x `height`; a JPEG only, and 0 asks for full size. With `scratch` the image may lie there until the next one.
 
     At full size the pixels are those of Pillow's decoder. The scales between (7/8, 3/4, ...) exist but take longer than
     full size; the decoder's faster transforms and chroma save some 6 % and cost a grey level, so they stay off. Raises Refused("truncated_image" | "broken_image").
     """
     if header.quick:
-        factor = _factor(header, width, height)
-        least = {"min_height": -(-header.height // factor), "min_width": -(-header.width // factor), "min_factor": factor}
+        factor = factor_for(header, width, height)
+        rows, columns = -(-header.height // factor), -(-header.width // factor)
+        least = {"min_height": rows, "min_width": columns, "min_factor": factor} if factor > 1 else {}
+        room = None if scratch is None else scratch.lend(3 * rows * columns)
         try:
-            return simplejpeg.decode_jpeg(payload, "RGB", **(least if factor > 1 else {}))  # type: ignore[no-any-return]
+            return simplejpeg.decode_jpeg(payload, "RGB", buffer=room, **least)  # type: ignore[no-any-return]
         except ValueError:  # strict about what other decoders overlook, such as stray bytes between markers
             slow_path["strict"] += 1
     image = header.opened or _pillow(payload)
     if header.format == "JPEG" and width and height:
         turned = image.size != (header.width, header.height)
-        factor = _factor(header, width, height)
+        factor = factor_for(header, width, height)
         reduced = (header.width // factor, header.height // factor)
         image.draft(None, reduced[::-1] if turned else reduced)  # type: ignore[arg-type]
-    strict = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other libraries switch it on for everybody
     try:
-        return np.asarray(to_rgb(image))
+        with _strictly():
+            return np.asarray(to_rgb(image))
     except BROKEN as error:
         raise _broken(error, payload) from None
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Pillow's switches as they must stand here: other libraries accept cut images for everybody, and a PNG may unpack 64 MB of comments."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY
+    ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY = False, _COMMENTS
+    try:
+        yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = strict
+        ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -141,14 +159,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     transparency composited on white, then RGB (grey repeated, palette looked up, CMYK and YCCK converted)."""
     image.seek(0)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # grey of 16 bits; Pillow's own conversion would saturate
         grey = np.asarray(image).astype(np.float64)
         return Image.fromarray((grey.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def jpeg_orientation(payload: bytes) -> int:
@@ -196,15 +214,23 @@ def _judge(width: int, height: int, limits: Limits) -> None:
         raise Refused("extreme_aspect", f"{width} x {height}, at most {limits.aspect:g} to 1")
 
 
-def _factor(header: Header, width: int, height: int) -> int:
-    fits = (f for f in (8, 4, 2) if header.width >= f * width and header.height >= f * height)
+def _judge_scans(payload: bytes, pixels: int, limits: Limits) -> None:
+    # a scan takes some 12 bytes and its decoder about a nanosecond a pixel: below this product all of them together stay under two seconds
+    if len(payload) * pixels > _SCANNED and (scans := payload.count(b"\xff\xda")) > limits.scans:
+        raise Refused("too_many_scans", f"{scans} passes over the image, at most {limits.scans}")
+
+
+def factor_for(header: Header, width: int, height: int) -> int:
+    """1, 2, 4 or 8: the largest by which `decode` may shrink an image that must still be `width` x `height`. Pixel i of the smaller image covers
+    the pixels from i times that factor on, also where the last one is not filled."""
+    fits = (f for f in (8, 4, 2) if header.format == "JPEG" and header.width >= f * width and header.height >= f * height)
     return next(fits, 1) if width > 0 and height > 0 else 1
 
 
 def _pillow(payload: bytes) -> Image.Image:
     """Pillow's lazy image of an accepted format, its warning about decompression bombs taken seriously."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _strictly():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(payload), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -235,13 +261,16 @@ def _riff_cut(payload: bytes) -> bool:
 def _open(payload: bytes, limits: Limits) -> Header:
     image = _pillow(payload)
     _judge(*image.size, limits)  # before the tag is read: in a PNG it may stand behind the pixels
+    name = "JPEG" if image.format in ("JPEG", "MPO") else str(image.format)
+    if name == "JPEG":
+        _judge_scans(payload, image.width * image.height, limits)
     told = image.format != "PNG" or any(mark in payload for mark in _PNG_EXIF)  # else the library decodes all pixels to look behind them
     try:
-        turned = told and image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
+        with _strictly():
+            turned = told and image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
     except BROKEN as error:
         raise _broken(error, payload) from None
     width, height = image.size[::-1] if turned else image.size
-    name = "JPEG" if image.format in ("JPEG", "MPO") else str(image.format)
     return Header(name, width, height, quick=False, opened=image)
 
 

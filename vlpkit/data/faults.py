@@ -1,5 +1,5 @@
 """The book of refused samples: counts by reason, lines that do not flood the log, and the budget above which a run stops.
-Every position served is either read as the order says or replaced: `read + sum(replaced) = served`, always."""
+Every position served is either read as the order says or replaced; `audit` holds the sum against what was due."""
 
 from __future__ import annotations
 
@@ -48,20 +48,21 @@ class Ledger:
 
     def __init__(self, *, max_bad_share: float, key: str = "data.shards") -> None:
         self.max_bad_share, self.key = max_bad_share, key
-        self.served = 0
+        self.read = 0
         self.replaced: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._recent: deque[tuple[int, int]] = deque()
         self._seen = self._bad = 0
         self._examples: dict[str, Fault] = {}
 
-    def add(self, served: int, faults: Sequence[Fault]) -> None:
-        """Book `served` positions and what was refused on the way. Raises DataError when the budget is spent."""
+    def add(self, read: int, faults: Sequence[Fault]) -> None:
+        """Book `read` positions whose own sample arrived, and what was refused on the way. Raises DataError when the budget is spent."""
         for fault in faults:
             self._note(fault)
         first = [fault for fault in faults if fault.attempt == 0]
         self.replaced.update(fault.reason for fault in first)
-        self.served += served
+        served = read + len(first)
+        self.read += read
         self._recent.append((served, len(first)))
         self._seen, self._bad = self._seen + served, self._bad + len(first)
         while self._seen - self._recent[0][0] >= WINDOW:
@@ -90,7 +91,7 @@ class Ledger:
 
     def report(self) -> Report:
         """Totals; `read + sum(replaced) == served`."""
-        return Report(self.served, self.served - sum(self.replaced.values()), dict(self.replaced), dict(self.refused))
+        return Report(self.read + sum(self.replaced.values()), self.read, dict(self.replaced), dict(self.refused))
 
     def line(self) -> str:
         """The totals in one line, for logs."""
@@ -106,6 +107,13 @@ class Ledger:
             rows.append((reason, str(count), f"{example.key} in {example.shard}"))
         wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
         return "\n".join(f"  {row[0]:<{wide[0]}}  {row[1]:>{wide[1]}}  {row[2]}" for row in rows)
+
+    def _gather(self, other: Ledger) -> None:
+        self.read += other.read
+        self._seen, self._bad = self._seen + other._seen, self._bad + other._bad
+        self.replaced.update(other.replaced)
+        self.refused.update(other.refused)
+        self._examples = other._examples | self._examples
 
     def _note(self, fault: Fault) -> None:
         self.refused[fault.reason] += 1
@@ -124,3 +132,13 @@ class Ledger:
         if self._seen < WINDOW:  # early on, a few bad samples in a row are no proof
             bearable += _CHANCE * math.sqrt(bearable)
         return self._seen >= LEAST and self._bad > bearable
+
+
+def together(ledgers: Sequence[Ledger]) -> Ledger:
+    """The books of several sets as one, to be read; a single one is itself."""
+    if len(ledgers) == 1:
+        return ledgers[0]
+    whole = Ledger(max_bad_share=max(ledger.max_bad_share for ledger in ledgers))
+    for ledger in ledgers:
+        whole._gather(ledger)
+    return whole

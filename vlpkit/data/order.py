@@ -8,7 +8,7 @@ output (stable sort), so they hang on no library routine that may change between
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vlpkit.data.recent import Recent
 
+_WORD = (1 << 64) - 1
 _NEAR = 8  # substitutes tried in the same window, whose shards are at hand, before any other sample is
 
 
@@ -32,8 +33,15 @@ def sample_rng(seed: int, epoch: int, position: int, attempt: int = 0) -> np.ran
     return np.random.Generator(np.random.Philox(key=_key("sample", seed, epoch, position, attempt)))
 
 
+def set_rng(rng: np.random.Generator, seed: int, epoch: int, position: int, attempt: int = 0) -> None:
+    """Gives a generator over Philox the state of `sample_rng`, in a fifth of the time that a new one takes."""
+    key = _key("sample", seed, epoch, position, attempt)
+    state = {"counter": (0, 0, 0, 0), "key": (key & _WORD, key >> 64)}
+    rng.bit_generator.state = {"bit_generator": "Philox", "state": state, "buffer": (0, 0, 0, 0), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+
+
 def seed_beside(seed: int, source: str) -> int:
-    """The seed of a source that stands beside the pairs: over the same shards it gives another order."""
+    """The seed of a source that stands beside the pairs, or of a set among them: over the same shards it gives another order."""
     return _key("source", seed, source)
 
 
@@ -93,6 +101,14 @@ class Order:
             return draw % self._length
         block = self._windows.get((epoch, at))
         return int(block[draw % len(block)])
+
+    def sets(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) zeros: of one source, every sample belongs to the one set."""
+        return np.zeros_like(numbers)
+
+    def numbers(self) -> Iterator[int]:
+        """Every sample once, in the order of the index."""
+        return iter(range(self._length))
 
     def _locate(self, position: int) -> tuple[int, int, int]:
         if position < 0:

@@ -37,6 +37,11 @@ class Share:
         """
         return (turn * self.world + self.rank) * self.micro
 
+    def below(self, position: int) -> int:
+        """How many of the positions below `position` fall to this rank; over all ranks they add up to `position`."""
+        whole, rest = divmod(position, self.world * self.micro)
+        return whole * self.micro + min(max(rest - self.rank * self.micro, 0), self.micro)
+
     def turn(self, samples_seen: int) -> int:
         """The micro-batch that comes after `samples_seen` samples of the whole world."""
         return samples_seen // (self.world * self.micro)

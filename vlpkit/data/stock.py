@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vlpkit.data.faults import Ledger
 from vlpkit.data.index import Index
-from vlpkit.data.order import Order
+from vlpkit.data.mixture import Sequenced
 from vlpkit.data.wishes import Wish
 from vlpkit.types import Batch
 
@@ -26,7 +26,7 @@ class Stock:
 
     wish: Wish
     index: Index
-    order: Order
+    order: Sequenced
     ledger: Ledger = field(compare=False)
 
 

@@ -4,6 +4,7 @@ Reads ustar, GNU long names and pax headers; the payload of a regular member is 
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,10 +55,15 @@ def scan(path: str) -> Scan:
     """Walk the headers of the tar at `path`. Raises OSError when it cannot be read; everything else is a flaw."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        walk = _Walk(descriptor)
-        walk.run()
+        return scan_open(descriptor)
     finally:
         os.close(descriptor)
+
+
+def scan_open(descriptor: int) -> Scan:
+    """Likewise for an open tar."""
+    walk = _Walk(descriptor)
+    walk.run()
     return walk.found
 
 
@@ -115,8 +121,7 @@ class _Walk:
         return False
 
     def member(self, header: bytes) -> None:
-        checked = sum(header) - sum(header[_CHECKSUM]) + 8 * 32
-        if _number(header[_CHECKSUM], "checksum") != checked:
+        if _number(header[_CHECKSUM], "checksum") != _byte_sum(header) - _byte_sum(header[_CHECKSUM]) + 8 * 32:
             raise _BadHeader("header checksum does not match")
         kind = header[156:157]
         pax = {**self.everywhere, **self.pax}
@@ -172,6 +177,12 @@ class _Walk:
 
     def flaw(self, reason: str, detail: str) -> None:
         self.found.flaws.append(Flaw(reason, detail))
+
+
+def _byte_sum(octets: bytes) -> int:
+    """Sum of at most 512 bytes. The lower half of Adler's checksum is one more than the sum below 65,521, which 256 bytes cannot reach; it takes
+    a tenth of the time of adding them up."""
+    return (zlib.adler32(octets[:256]) & 0xFFFF) + (zlib.adler32(octets[256:]) & 0xFFFF) - 2
 
 
 def _number(field_: bytes, what: str) -> int:

@@ -75,7 +75,8 @@ class Detector(nn.Module):
             with torch.device("meta"):
                 image, targets = self.rule.blank(len(given))
         else:
-            pixels = given.pixels.float() / 255 if given.pixels.dtype == torch.uint8 else given.pixels.float()
+            pixels = given.pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            pixels = pixels / 255 if given.pixels.dtype == torch.uint8 else pixels
             with torch.autocast(pixels.device.type, enabled=False):
                 image, targets = pad(self._found(pixels))
         return replace(given, regions=image.regions, boxes=image.boxes, mask=image.mask), targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -48,9 +49,9 @@ class TransformersText(nn.Module):
         else:
             try:
                 meta = torch.get_default_device().type == "meta"
-                config = AutoConfig.from_pretrained(pretrained)
-                self.net = _class(config).from_config(config) if meta else _class(config).from_pretrained(pretrained)
-            except (OSError, ValueError) as error:
+                config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)  # left open, a terminal would be asked
+                self.net = _class(config).from_config(config) if meta else _class(config).from_pretrained(pretrained, trust_remote_code=False)
+            except (OSError, ValueError, UnpicklingError) as error:  # the last of weights that are a program
                 raise WeightsError(
                     f"model.text.embed.pretrained: {pretrained!r} cannot be had ({str(error).splitlines()[0]}).\n"
                     "  Give a local folder (model.text.embed.pretrained=/path/to/folder) or start from random weights (pretrained=null)."

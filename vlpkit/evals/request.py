@@ -184,7 +184,7 @@ def _composed(name: str, words: Sequence[str], conf: Path) -> dict[str, Any]:
     seen: list[DictConfig] = []
     look_ahead([f"data={name}", *words], conf=conf, check=seen.append)
     found: Any = OmegaConf.to_container(seen[0].data, resolve=True, throw_on_missing=False)
-    block = {str(key): "" if value == "???" else value for key, value in found.items()}
+    block = {str(key): "" if value == "???" else value for key, value in found.items() if key != "mix"}  # of which nothing is evaluated
     if not block.get("val_shards"):
         raise ConfigError(f"data.val_shards: {name!r} names no validation shards. Write data.val_shards=...")
     return block

@@ -31,8 +31,8 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(R, 3, H, W) to (R, 3, H, W) fp32."""
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.to(self.mean.dtype) / 255
+        if pixels.dtype == torch.uint8:  # in whatever layout they were delivered: kernels, and with them rounding, depend on it
+            pixels = pixels.to(self.mean.dtype, memory_format=torch.contiguous_format) / 255
         return (pixels - self.mean) / self.std
 
 
