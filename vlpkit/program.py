@@ -17,7 +17,7 @@ from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
-from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unknown, unread, unsourced
 from vlpkit.runfolder import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
         ConfigError, DataError: with every mistake that can be told so far.
     """
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings)]:
+    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings)]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]

@@ -16,6 +16,7 @@ from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
+from vlpkit.data.vocabulary import TRAINING_CAPTIONS
 from vlpkit.data.wishes import read_wishes
 from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
@@ -33,8 +34,7 @@ from vlpkit.trainer import Settings, build_callbacks, build_trainer
 
 log = logging.getLogger(__name__)
 
-WORDS = "tokenizer"          # folder beneath the run folder
-TRAINING_CAPTIONS = 200_000  # that a tokenizer is trained on at most
+WORDS = "tokenizer"  # folder beneath the run folder
 
 
 def open_data(job: Job) -> DataModule:

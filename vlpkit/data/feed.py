@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlpkit.data.arrays import MEMBER
 from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.order import Order, sample_rng
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
-from vlpkit.data.regions import MEMBER, Detections, Found
+from vlpkit.data.regions import Detections, Found
 from vlpkit.data.share import Share
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import Transform

@@ -18,8 +18,7 @@ from vlpkit.data.place import is_remote
 from vlpkit.data.recent import Recent
 from vlpkit.data.remote import Remote
 from vlpkit.data.remoteindex import load_remote, table_again
-from vlpkit.data.table import Shard, Table, load_shard, load_table, read_table
-from vlpkit.data.tarscan import Flaw
+from vlpkit.data.table import Shard, Table, load_shard, load_table, read_table, unreadable
 from vlpkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ def build_index(
         try:
             shard, body = there[path] if path in there else load_shard(path, folder=folder)
         except OSError as error:
-            shard, body = Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),)), None
+            shard, body = unreadable(path, error), None
         found.append(shard)
         if body is not None:
             held[path] = body

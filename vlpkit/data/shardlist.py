@@ -24,13 +24,14 @@ _COMMA = re.compile(r",(?![^{]*\})")  # but not inside braces
 _TIMEOUT, _TRIES = 30.0, 4  # seconds for a list of files, and how often it is asked for
 
 
-def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.shards") -> list[str]:
+def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.shards", root_key: str = "data.root") -> list[str]:
     """Absolute paths and addresses of the shards in the order given, globs sorted by name. Whether an address is there is asked by the index.
 
     Args:
         shards: what the configuration says: path, address, glob, brace range, list, or several joined by `::`.
         root: folder that relative patterns start from, here or elsewhere.
         key: configuration key named in refusals.
+        root_key: likewise, of `root`; "" where it is simply the working folder.
 
     Raises:
         DataError: nothing is named, a file is missing, a glob is empty or cannot be asked for, or a shard is named twice.
@@ -50,10 +51,10 @@ def expand(shards: str | Sequence[str] | None, root: str, *, key: str = "data.sh
                 continue
             hits = sorted(hit for hit in glob.glob(path, recursive=True) if os.path.isfile(hit))
             if not hits:
-                raise DataError(_empty_glob(key, name, path, root))
+                raise DataError(_empty_glob(key, name, path, _relative(root, root_key, key)))
             found += hits
     if missing:
-        raise DataError(_missing(key, missing, len(missing) + len(found), root))
+        raise DataError(_missing(key, missing, len(missing) + len(found), root, _relative(root, root_key, key)))
     twice = sorted(path for path in set(found) if found.count(path) > 1) if len(set(found)) < len(found) else []
     if twice:
         raise DataError(f"{key} names {len(twice)} shard{'s' * (len(twice) > 1)} more than once, the first: {shown(twice[0])}. Name each shard once.")
@@ -153,17 +154,21 @@ def _remote(address: str, key: str) -> list[str]:
     return hits
 
 
-def _missing(key: str, missing: Sequence[str], total: int, root: str) -> str:
+def _missing(key: str, missing: Sequence[str], total: int, root: str, relative: str) -> str:
     if any(os.path.isdir(path) for path in missing):
         folder = next(path for path in missing if os.path.isdir(path))
         return f"{key}: {folder} is a folder, not a shard. Name its files: {key}='{os.path.relpath(folder, root)}/*.tar'."
-    remedy = f"Paths are relative to data.root={root}; set data.root or {key}."
+    remedy = f"Paths are {relative}."
     if len(missing) < total:
         remedy = f"Fetch them, or let a glob take what is there ({key}='.../*.tar')."
     return f"{key}: {len(missing)} of {total} shards are missing: {folded(missing)}. {remedy}"
 
 
-def _empty_glob(key: str, name: str, path: str, root: str) -> str:
+def _empty_glob(key: str, name: str, path: str, relative: str) -> str:
     folder = os.path.dirname(path)
     where = f"{folder} has no such file" if os.path.isdir(folder) else f"the folder {folder} does not exist"
-    return f"{key}: {name!r} matches nothing; {where}. Patterns are relative to data.root={root}; set data.root or {key}."
+    return f"{key}: {name!r} matches nothing; {where}. Patterns are {relative}."
+
+
+def _relative(root: str, root_key: str, key: str) -> str:
+    return f"relative to {root_key}={root}; set {root_key} or {key}" if root_key else f"relative to {root}"

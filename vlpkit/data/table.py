@@ -167,6 +167,11 @@ def index_open(descriptor: int, path: str) -> tuple[Shard, Table]:
     return Shard(path, stat.st_size, stat.st_mtime_ns, len(table.keys), digest, tuple(flaws), notes, zlib.crc32(table.pack())), table
 
 
+def unreadable(path: str, error: OSError) -> Shard:
+    """What is known of a shard that cannot be read: the reason."""
+    return Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),))
+
+
 def _group(found: Scan) -> tuple[Table, list[Flaw]]:
     rows: dict[str, dict[str, Member]] = {}
     twice: dict[str, None] = {}

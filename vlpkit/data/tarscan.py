@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 BLOCK = 512
+NO_END = "no end marker: whole as far as the headers tell, or cut exactly between two members"  # the note of a tar that just stops
 _CHECKSUM = slice(148, 156)
 _REGULAR = (b"0", b"\0", b"7")
 _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE = b"L", b"K", b"S"
@@ -115,7 +116,7 @@ class _Walk:
         elif self.long_name is not None or self.pax:
             self.flaw("truncated", f"ends at byte {self.end} after a name header without its member")
         else:
-            self.found.notes.append("no end marker: whole as far as the headers tell, or cut exactly between two members")
+            self.found.notes.append(NO_END)
         return False
 
     def member(self, header: bytes) -> None:

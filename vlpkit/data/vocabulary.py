@@ -15,6 +15,7 @@ from vlpkit.errors import ConfigError, DataError
 Kind = Literal["wordpiece", "bpe"]
 
 KEY = "model.text.words"
+TRAINING_CAPTIONS = 200_000  # that a tokenizer is trained on at most
 SPECIALS = ("pad", "unk", "cls", "sep", "mask")  # in this order, ids 0 to 4, in every trained vocabulary
 _NOTHING = KEY + ".size={size} trains a tokenizer, but the training data has no captions to learn from; check data.shards"
 
