@@ -28,7 +28,8 @@ in
 out (--to)
   folder        config.yaml, model.safetensors, tokenizer/, preprocessing.json, card.txt: for evaluate.py run= and train.py weights=
   transformers  CLIPModel; SiglipModel; BLIP as retrieval/ (BlipForImageTextRetrieval) and captioning/ (BlipForConditionalGeneration)
-  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT'): CLIP, and CoCa
+  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT'): CLIP, CoCa, and
+                SigLIP of a size that timm has a name for
 
 examples
   python scripts/convert.py runs/a exported/a

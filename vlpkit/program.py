@@ -82,16 +82,17 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _weights_exist(settings: Mapping[str, Any]) -> None:
     """What `weights` names is there; a run that is continued never looks. Raises ConfigError."""
-    weights, parts = settings["weights"], [key for key, node in settings["model"].items() if isinstance(node, Mapping)]
+    weights, parts = settings["weights"], [*(key for key, node in settings["model"].items() if isinstance(node, Mapping)), "heads"]
     if weights is None:
         return
     if not isinstance(weights, str | Mapping) or (isinstance(weights, Mapping) and not all(isinstance(file, str) for file in weights.values())):
-        raise ConfigError(f"weights: found {weights!r} (accepted: {_WEIGHTS}, or one for a part: 'weights={{vision: FILE, text: FILE}}')")
-    for part, file in weights.items() if isinstance(weights, Mapping) else [(None, weights)]:
-        if part is not None and part not in parts:
-            raise ConfigError(f"weights.{part}: {settings['name']!r} has no such part (it has: {', '.join(parts)}). {did_you_mean(str(part), parts)}".rstrip())
+        raise ConfigError(f"weights: found {weights!r} (accepted: {_WEIGHTS}, or one for an address: 'weights={{vision: FILE, heads.itm: FILE}}')")
+    for address, file in weights.items() if isinstance(weights, Mapping) else [(None, weights)]:
+        part = str(address).partition(".")[0]
+        if address is not None and part.isidentifier() and part not in parts:   # what lies below is looked for when the model is built
+            raise ConfigError(f"weights.{address}: {settings['name']!r} has no such part (it has: {', '.join(parts)}). {did_you_mean(part, parts)}".rstrip())
         if not Path(file).exists():
-            raise ConfigError(f"weights{'' if part is None else f'.{part}'}: there is no {file} (accepted: {_WEIGHTS})")
+            raise ConfigError(f"weights{'' if address is None else f'.{address}'}: there is no {file} (accepted: {_WEIGHTS})")
 
 
 def _divide(batch: int, *, devices: Any, nodes: int, micro: int | None) -> None:

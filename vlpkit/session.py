@@ -28,7 +28,7 @@ from vlpkit.loggers import build_loggers
 from vlpkit.program import Job
 from vlpkit.runfolder import record
 from vlpkit.sidecar import write_text
-from vlpkit.start import ACCOUNT, start
+from vlpkit.start import ACCOUNT, loaded, start
 from vlpkit.streams import seed_of
 from vlpkit.trainer import Settings, build_callbacks, build_trainer
 
@@ -79,7 +79,7 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
         "length": f"{clock.total_steps} steps, {(clock.total_steps or 0) * data['batch'] / (clock.samples_per_epoch or 1):.2f} epochs of {clock.samples_per_epoch} pairs",
         "words": f"{words.size}, at most {words.length} a text",
     }
-    facts |= {f"starts from{f' ({one.part})' if one.part else ''}": f"{one.path} ({one.layout.name})" for one in taken}
+    facts |= {f"starts from{f' ({one.address})' if one.address else ''}": f"{one.path} ({one.layout.name})" for one in taken}
     text = card(made, passes, job.dropped, facts)
     if not job.only_check:
         record(job.run, config=job.settings, card=text)
@@ -135,7 +135,9 @@ def make_module(job: Job, words: Words, clock: Clock, text: str) -> PretrainModu
     optim = build(settings["optim"], clock, where="optim", total=clock.total_steps)
     trainer = settings["trainer"]
     extra = {"config": settings, "words": words.to_state(), "card": text}
-    return PretrainModule(assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra)
+    return PretrainModule(
+        assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra, loaded=loaded(taken, assembly.model, settings)
+    )
 
 
 def fit(job: Job, trainer: pl.Trainer, module: PretrainModule, data: DataModule) -> None:
