@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Looks at WebDataset shards: verify (is all there and whole), stats (what is in them), duplicates (what is in them twice, or in an
-evaluation set, too) and sheet (what they look like). Any webdataset tar of images and captions will do; nothing is changed."""
+evaluation set, too), sheet (what they look like) and index (what those who read them from afar need to know). Any webdataset tar of images
+and captions will do; no shard is changed."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from vlpkit.data.inspect.stats import measure
 from vlpkit.data.inspect.tables import counted, duplicates_text, stats_text, verdict_text
 from vlpkit.data.inspect.tokens import Tokens, load_tokens
 from vlpkit.data.inspect.verify import verify
+from vlpkit.data.place import shown
+from vlpkit.data.published import INDEX, write_index
 from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import Holds
 from vlpkit.errors import DataError, VlpError
@@ -30,6 +33,7 @@ examples
   python scripts/inspect_shards.py stats 'cc3m/*.tar' --tokenizer wordpiece --length 40
   python scripts/inspect_shards.py duplicates 'cc3m/*.tar' --against 'coco/val-*.tar' --out copies.csv
   python scripts/inspect_shards.py sheet 'cc3m/*.tar' --out cc3m.png --seed 1
+  python scripts/inspect_shards.py index 'cc3m/*.tar'
 
 exit code
   0 done and nothing wrong, 1 damage found (verify), 2 a mistake that the message explains
@@ -63,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--tile", type=int, default=Sheet.tile, metavar="PIXELS", help="side of the square of an image (default: %(default)s)")
     one.add_argument("--seed", type=int, default=Sheet.seed, metavar="N", help="of the choice (default: %(default)s)")
     one.add_argument("--no-regions", dest="regions", action="store_false", help="draw no boxes")
+    _command(commands, "index", f"writes {INDEX} beside the shards, for those who read them from afar: tables, sizes and hashes")
     return p
 
 
@@ -124,13 +129,20 @@ def run_sheet(options: argparse.Namespace, paths: list[str]) -> int:
     """Always 0: a broken sample is shown as one."""
     _suffix(options.out, ".png")
     sheet = Sheet(options.count, options.columns, options.tile, options.seed, options.regions)
-    shown, findings = make_sheet(paths, options.out, sheet)
+    many, findings = make_sheet(paths, options.out, sheet)
     if options.json:
-        print(json.dumps({"sheet": str(options.out), "shown": shown, "findings": findings.plain()}, indent=1))
+        print(json.dumps({"sheet": str(options.out), "shown": many, "findings": findings.plain()}, indent=1))
         return 0
-    print(f"{options.out}: {counted(shown, 'sample')} of {counted(len(paths), 'shard')}")
+    print(f"{options.out}: {counted(many, 'sample')} of {counted(len(paths), 'shard')}")
     for reason, count in findings.counts.most_common():
         print(f"{reason} {count}, for example {findings.examples[reason]}")
+    return 0
+
+
+def run_index(options: argparse.Namespace, paths: list[str]) -> int:
+    """Always 0: damage is told, and for verify to judge."""
+    file = write_index(paths, processes=options.processes)
+    print(json.dumps({"index": str(file), "shards": len(paths)}) if options.json else f"{file}: {counted(len(paths), 'shard')}, {file.stat().st_size} bytes")
     return 0
 
 
@@ -138,7 +150,7 @@ def _local(patterns: list[str], key: str) -> list[str]:
     """Absolute paths of the shards that an option names. Raises DataError."""
     paths = expand(patterns, os.getcwd(), key=key, root_key="")
     if elsewhere := [path for path in paths if not os.path.isabs(path)]:
-        raise DataError(f"{key}: {elsewhere[0]} is not a local file, and only local shards are looked at. Fetch them first")
+        raise DataError(f"{key}: {shown(elsewhere[0])} is not a local file, and only local shards are looked at. Fetch them first")
     return paths
 
 
@@ -155,7 +167,7 @@ def _suffix(out: Path | None, *suffixes: str) -> None:
         raise DataError(f"--out is {out}, but there is no folder {out.parent}; make it first")
 
 
-COMMANDS = {"verify": run_verify, "stats": run_stats, "duplicates": run_duplicates, "sheet": run_sheet}
+COMMANDS = {"verify": run_verify, "stats": run_stats, "duplicates": run_duplicates, "sheet": run_sheet, "index": run_index}
 
 
 def main(arguments: list[str] | None = None) -> int:

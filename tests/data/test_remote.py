@@ -16,6 +16,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from inspecting import Run
 from shards import jpeg, never, pair, tar_bytes, write_shards
 from webserver import (
     Reply,
@@ -223,6 +224,16 @@ def test_an_index_beside_the_shards_saves_fetching_them(server: Server, tmp_path
     assert server.fetched == {"/shards.index": 1}
     assert contents(Reader(found, store=LocalStore(remote(tmp_path).open))) == expected()
     assert all(shard.sha256 for shard in found.shards)
+
+
+def test_the_command_writes_the_index_beside_the_shards(server: Server, tmp_path: Path, run: Run) -> None:
+    code, out, _ = run("index", server.folder / "*.tar")
+    assert (code, re.sub(r"\d+ bytes", "N bytes", out)) == (0, f"{server.folder}/shards.index: 3 shards, N bytes\n")
+    assert len(index_of(server, tmp_path)) == 12
+    assert server.fetched == {"/shards.index": 1}
+    write_shards(tmp_path / "other", [1], prefix="x")
+    code, _, err = run("index", server.folder / "*.tar", tmp_path / "other" / "*.tar")
+    assert (code, err.startswith("inspect_shards: shards.index speaks of the shards of one folder, and these lie in 2: ")) == (2, True)
 
 
 def test_a_damaged_index_beside_the_shards_is_left_aside(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import time
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from vlpkit.sidecar import digest, replacing
 log = logging.getLogger(__name__)
 
 INDEX, MANIFEST = "shards.index", "manifest.json"
+_PATIENCE = 10.0  # seconds between lines of progress
 _MAGIC = b"vlpkit shards 1 "  # then the sha256 of all that follows its line: a line of JSON, then one packed table after another
 
 
@@ -63,11 +66,12 @@ _REMEDY = {
 }
 
 
-def write_index(paths: Sequence[str]) -> Path:
+def write_index(paths: Sequence[str], *, processes: int = 1) -> Path:
     """Write `shards.index` beside local shards, whole or not at all; each shard is read once from end to end.
 
     Args:
         paths: every shard of one folder that somebody shall read from afar.
+        processes: shards that are read side by side.
 
     Raises:
         DataError: they lie in several folders, one cannot be read, or the folder cannot be written.
@@ -78,20 +82,30 @@ def write_index(paths: Sequence[str]) -> Path:
     folder = Path(folders[0])
     heads: list[dict[str, Any]] = []
     bodies: list[bytes] = []
+    then = time.monotonic()
     try:
-        for path in paths:
-            shard, table = index_shard(path)
-            for flaw in shard.flaws:
-                log.warning("%s: %s (%s)", path, flaw.reason, flaw.detail)
-            bodies.append(zlib.compress(table.pack()))
-            shard = replace(shard, path=os.path.basename(path), mtime_ns=0, sha256=digest(Path(path)))
-            heads.append({**to_head(shard), "table": len(bodies[-1])})
+        with ThreadPoolExecutor(processes) as pool:  # hashing and reading leave the interpreter to others
+            for head, body in pool.map(_described, paths):
+                heads.append(head)
+                bodies.append(body)
+                if time.monotonic() - then > _PATIENCE:
+                    log.info("%s: read %d of %d shards", folder, len(heads), len(paths))
+                    then = time.monotonic()
         rest = b"".join([json.dumps(heads).encode(), b"\n", *bodies])
         with replacing(folder / INDEX) as file:
             file.write(_MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
     return folder / INDEX
+
+
+def _described(path: str) -> tuple[dict[str, Any], bytes]:
+    """A shard as the index holds it: its head and its packed table, compressed."""
+    shard, table = index_shard(path)
+    for flaw in shard.flaws:
+        log.warning("%s: %s (%s)", path, flaw.reason, flaw.detail)
+    body = zlib.compress(table.pack())
+    return {**to_head(replace(shard, path=os.path.basename(path), mtime_ns=0, sha256=digest(Path(path)))), "table": len(body)}, body
 
 
 def read_index(body: bytes) -> dict[str, Claim]:
