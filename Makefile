@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench soak clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -32,6 +32,9 @@ check: setup  ## lint and types
 
 bench: setup  ## scripts/bench_*.py, one JSON line a case
 	for script in scripts/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+soak: setup  ## the reliability goals that take minutes, one JSON line each; code 1 when one is missed
+	$(BIN)/python scripts/soak.py
 
 clean:  ## the environment and what tools left behind
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Images with what is said about them as WebDataset shards: from a list or a folder of your own, or from the annotation files of a
-published data set. Broken images and blank captions are left out and counted; the order and a drawn split depend on the seed alone."""
+"""Images with what is said about them as WebDataset shards: from a list or a folder of your own, from the annotation files of a
+published data set, or from a list of addresses. Broken images and blank captions are left out and counted; the order and a drawn split depend on the seed alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vlpkit.data.addresses import KIND as ADDRESSES
+from vlpkit.data.addresses import AddressList, find_addresses
+from vlpkit.data.download import download
+from vlpkit.data.img2dataset import Fetching
 from vlpkit.data.packing import MANIFEST, Packing, pack
 from vlpkit.data.sources.kinds import KINDS, read_source
+from vlpkit.data.sources.listing import Listing
 from vlpkit.errors import DataError, VlpError
 
 EPILOG = f"""\
 kinds of sources (the one that a source looks like, unless --kind says otherwise)
 {chr(10).join(f"  {kind.name:15} {kind.form}" for kind in KINDS)}
+  {ADDRESSES:15} a list in which one column holds addresses (CC3M, CC12M, LAION; with or without a header line), or SBU's .json
 
 lists of your own
   captions.csv     a header line, one row an image and caption; rows about the same image become one sample
@@ -25,6 +31,9 @@ lists of your own
   captions.jsonl   one object a line: {{"image": ..., "caption": ...}} or {{"image": ..., "captions": [...]}}; other
                    fields are kept in the sample's KEY.json
   a folder         every .jpg, .png and .webp in it and below, with one caption a line in the .txt of the same name
+
+addresses
+  The images are fetched by img2dataset, in an environment of its own made on first use; docs/shards.md says how.
 
 result
   OUT/train-000000.tar ..., OUT/val-000000.tar ..., or those of the published splits: KEY.jpg (or .png, .webp), KEY.json
@@ -35,6 +44,7 @@ result
 examples
   python scripts/build_shards.py flickr/captions.csv data/flickr --val 1000
   python scripts/build_shards.py dataset_coco.json data/coco --images coco --short-side 256
+  python scripts/build_shards.py Train_GCC-training.tsv data/cc3m --short-side 384
   python train.py data=custom data.root=data/flickr 'data.shards=train-*.tar' 'data.val_shards=val-*.tar'
 """
 
@@ -44,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("source", type=Path, help="a list, a folder, or an annotation file")
     p.add_argument("out", type=Path, help="folder of the shards; made if it is not there")
-    p.add_argument("--kind", metavar="NAME", help=f"of the source: {', '.join(kind.name for kind in KINDS)} (default: as it looks)")
+    p.add_argument("--kind", metavar="NAME", help=f"of the source: {', '.join(kind.name for kind in KINDS)}, {ADDRESSES} (default: as it looks)")
     p.add_argument("--images", type=Path, metavar="DIR", help="where the names of images start (default: the folder 'images' beside the source, else the source's own)")
     p.add_argument("--split", metavar="NAMES", help="published splits to write, joined by commas (default: all, each to shards of its name)")
     p.add_argument("--captions", type=Path, metavar="FILE", help="COCO's captions of the same images, for a source of questions")
@@ -60,13 +70,28 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--quality", type=int, default=Packing.quality, help="of the JPEG then written (default: %(default)s)")
     p.add_argument("--features", type=int, default=Packing.features, metavar="N", help="numbers of the feature of an exact region, size.feature of the recipe; 0 writes no regions (default: %(default)s)")
     p.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="that check images (default here: %(default)s)")
+    web = p.add_argument_group(ADDRESSES)
+    web.add_argument("--timeout", type=int, default=Fetching.timeout, metavar="SECONDS", help="that a server may be silent (default: %(default)s); a whole download may take six times as long")
+    web.add_argument("--retries", type=int, default=Fetching.retries, metavar="N", help="default: %(default)s")
+    web.add_argument("--threads", type=int, default=Fetching.threads, metavar="N", help="downloads at a time in each process (default: %(default)s)")
+    web.add_argument("--img2dataset", type=Path, metavar="DIR", help="an environment that has img2dataset, instead of making one")
+    web.add_argument("--cache", type=Path, default=Path(os.environ.get("VLP_CACHE", ".cache")), metavar="DIR", help="where that environment is made (default: %(default)s)")
     p.add_argument("--overwrite", action="store_true", help="replace shards of another source or of other settings in OUT")
     return p
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Reads the source, writes the shards, returns the manifest. Raises DataError."""
-    listing = read_source(
+def read(options: argparse.Namespace) -> Listing | AddressList:
+    """What the source holds. Raises DataError."""
+    if options.kind in (None, ADDRESSES):
+        addresses = find_addresses(options.source, image_column=options.image_column, caption_column=options.caption_column)
+        if addresses is not None:
+            for word in ("images", "split", "captions"):
+                if getattr(options, word) is not None:
+                    raise DataError(f"--{word} does not go with a list of addresses, such as {options.source}")
+            return addresses
+        if options.kind == ADDRESSES:
+            raise DataError(f"{options.source} is no list of addresses: in no column do most of the first lines start like http://")
+    return read_source(
         options.source,
         kind=options.kind,
         split=options.split,
@@ -75,11 +100,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         image_column=options.image_column,
         caption_column=options.caption_column,
     )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Reads the source, writes the shards, returns the manifest. Raises DataError."""
+    source = read(options)
     if options.val_share is not None and not 0 <= options.val_share < 1:
         raise DataError(f"--val-share is {options.val_share:g}; it can be from 0 to less than 1")
     if not 1 <= options.processes <= 256:
         raise DataError(f"--processes is {options.processes}; it can be 1 to 256")
-    val = options.val if options.val_share is None else round(options.val_share * len(listing.candidates))
+    val = options.val if options.val_share is None else round(options.val_share * len(source))
     packing = Packing(
         samples_per_shard=options.samples_per_shard,
         val=val,
@@ -89,8 +119,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         quality=options.quality,
         features=options.features,
     )
-    logging.info("%d images in %s (kind %s)", len(listing.candidates), options.source, listing.kind)
-    return pack(listing, options.out, packing, processes=options.processes, overwrite=options.overwrite)
+    how = {"processes": options.processes, "overwrite": options.overwrite}
+    if isinstance(source, AddressList):
+        fetching = Fetching(timeout=options.timeout, retries=options.retries, threads=options.threads)
+        return download(source, options.out, packing, fetching, cache=options.cache, own=options.img2dataset, **how)
+    logging.info("%d images in %s (kind %s)", len(source), options.source, source.kind)
+    return pack(source, options.out, packing, **how)
 
 
 def report(manifest: dict[str, Any], out: Path) -> str:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vlpkit import schema
 from vlpkit.check import trust
+from vlpkit.data.shardlist import quoted
 from vlpkit.errors import ConfigError, VlpError
 from vlpkit.launch import check_launch
 from vlpkit.refuse import Gate, in_job
@@ -138,7 +139,7 @@ def look_ahead(argv: Sequence[str], *, conf: Path, name: str = "train", check: C
     schema.register()
     asked = get_args_parser().parse_intermixed_args(list(argv))
     flags = _flags(argv)
-    overrides = complete_arguments(asked.overrides, conf=conf)
+    overrides = complete_arguments(list(map(quoted, asked.overrides)), conf=conf)
     if asked.hydra_help or asked.shell_completion or asked.experimental_rerun:
         return Ahead([*flags, *overrides], None, None)
     multirun = bool(asked.multirun) or "hydra.mode=MULTIRUN" in overrides

@@ -28,7 +28,8 @@ in
 out (--to)
   folder        config.yaml, model.safetensors, tokenizer/, preprocessing.json, card.txt: for evaluate.py run= and train.py weights=
   transformers  CLIPModel; SiglipModel; BLIP as retrieval/ (BlipForImageTextRetrieval) and captioning/ (BlipForConditionalGeneration)
-  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT'): CLIP, and CoCa
+  open_clip     a folder for open_clip.create_model_and_transforms('local-dir:OUT'): CLIP, CoCa, and
+                SigLIP of a size that timm has a name for
 
 examples
   python scripts/convert.py runs/a exported/a
@@ -164,8 +165,8 @@ def _words(source: Path, config: Mapping[str, Any]) -> Words:
 
 
 def _card(held: Held) -> str:
-    from vlpkit.assemble import dry_step
     from vlpkit.card import card
+    from vlpkit.dry import dry_step
     from vlpkit.durations import Clock
 
     made, passes = dry_step(held.config, words=held.words, clock=Clock(batch=1, samples_per_epoch=1, total_steps=1))

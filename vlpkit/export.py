@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from vlpkit.account import plan
 from vlpkit.data.tokenize import Template, Words
 from vlpkit.errors import WeightsError
 from vlpkit.folder import CARD, new_folder, preprocessing, save, write_json
@@ -22,13 +23,14 @@ from vlpkit.outside import (
     open_clip_config,
     transformers_blip_config,
     transformers_clip_config,
-    transformers_siglip_config,
 )
+from vlpkit.outside_siglip import open_clip_siglip_config, transformers_siglip_config
+from vlpkit.rows import Row
 from vlpkit.tables.blip import transformers_blip_captioning, transformers_blip_retrieval
 from vlpkit.tables.clip import open_clip, transformers_clip
 from vlpkit.tables.coca import open_clip_coca
-from vlpkit.tables.siglip import transformers_siglip
-from vlpkit.weights import Row, canonical, everything, outward, plan, revert
+from vlpkit.tables.siglip import open_clip_siglip, transformers_siglip
+from vlpkit.weights import canonical, everything, outward, revert
 
 Configure = Callable[[VLModel, Words], dict[str, Any]]
 
@@ -69,6 +71,7 @@ OPEN_CLIP = (   # the first that fits: a CoCa has all that a CLIP has
         "", "open_clip's CoCa", ("align.log_scale", "text.embed.cls", "decoder.w.blocks.0.cross.body.q.weight", "heads.lm.out.weight"),
         lambda model: open_clip_coca(split=model.part("vision").trunk.dim != model.part("vision").neck.dim), open_clip_coca_config,
     ),
+    Form("", "open_clip's SigLIP", ("align.log_scale", "align.bias", "vision.neck.query"), lambda model: open_clip_siglip(), open_clip_siglip_config),
     Form("", "open_clip's CLIP", ("align.log_scale", "vision.embed.norm.weight"), lambda model: open_clip(), open_clip_config),
 )  # fmt: skip
 
@@ -125,7 +128,7 @@ def to_open_clip(out: Path, *, model: VLModel, words: Words, config: Mapping[str
     with new_folder(out) as folder:
         save(tensors, folder / "open_clip_model.safetensors", "format", "pt")
         write_json(folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": prepared})
-        notes = _write_tokenizer(folder, words)
+        notes = _write_tokenizer(folder, words, cleans=bool(settings["text_cfg"]["tokenizer_kwargs"]))
         (folder / CARD).write_text("\n".join([card.rstrip("\n"), "", *notes]).rstrip("\n") + "\n", encoding="utf-8")
     return [f"{out}: {form.about}, {len(tensors)} tensors; open_clip.create_model_and_transforms('local-dir:{out}')", *(f"  {note}" for note in notes)]
 
@@ -155,8 +158,8 @@ def _image_processor(image: Mapping[str, Any], kind: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_tokenizer(folder: Path, words: Words) -> list[str]:
-    """tokenizer.json that puts the template around a text, and its settings. Returns what it cannot do."""
+def _write_tokenizer(folder: Path, words: Words, *, cleans: bool = False) -> list[str]:
+    """tokenizer.json that puts the template around a text, and its settings. Returns what it cannot do; `cleans`: its library cleans captions itself."""
     template = Template.read(words.template, words.special)
     copy = Tokenizer.from_str(words.tokenizer.to_str())
     token = {name: copy.id_to_token(number) for name, number in words.special.items()}
@@ -170,4 +173,4 @@ def _write_tokenizer(folder: Path, words: Words) -> list[str]:
         "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"], **settings,
     })
     notes = [] if template.text == "{caption}" else [f"texts were trained as {json.dumps(template.text)}: write these words around a caption"]
-    return notes + ([] if words.clean == "none" else [f"captions were cleaned as {words.clean} does (vlpkit.data.tokenize.clean_words) before they were cut into words"])
+    return notes + ([] if cleans or words.clean == "none" else [f"captions were cleaned as {words.clean} does (vlpkit.data.tokenize.clean_words) before they were cut into words"])

@@ -36,8 +36,13 @@ class Difference(NamedTuple):
 _RULES: tuple[tuple[str, Kind], ...] = (
     ("data.workers", "free"),
     ("data.cache", "free"),
+    ("data.cache_bytes", "free"),
+    ("data.timeout", "free"),
+    ("data.tries", "free"),
+    ("data.shards", "free"),            # wherever they lie now; whether they are the same ones is told by their fingerprint
     ("data.root", "free"),              # a moved data set is the same one; its fingerprint is compared when it is opened
     ("data.mix.*.root", "free"),
+    ("data.mix.*.shards", "free"),
     ("data.val_shards", "free"),
     ("data.val_batch", "free"),
     ("data.eval_resize", "free"),
@@ -124,13 +129,27 @@ def _show(value: Any) -> str:
 
 SECRET = re.compile(r"(^|[_.-])(api[_-]?key|access[_-]?key|private[_-]?key|secret|token|password|passwd|credentials?|auth)($|[_.-])", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+# what signs an address for a while (S3, Google, CloudFront, Azure), in its query
+_SIGNATURE = re.compile(
+    r"x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|signature|expires|policy|key-pair-id|s[eprstv]|sig|sip|spr|srt|sk(oid|tid|t|e|s|v)", re.IGNORECASE
+)
+_IN_QUERY = re.compile(r"([?&])([^=&\s]+)=([^&\s:]+)")
 HIDDEN = "***"
 
 
 def redact(value: Any) -> Any:
-    """The same containers as plain ones, with values under secret-looking keys and passwords in addresses replaced by ***."""
+    """The same containers as plain ones, with values under secret-looking keys, and passwords and signatures in addresses, replaced by ***."""
     if isinstance(value, Mapping):
         return {str(key): HIDDEN if item is not None and SECRET.search(str(key)) and not isinstance(item, Mapping) else redact(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item) for item in value]
-    return _IN_URL.sub(HIDDEN, value) if isinstance(value, str) else value
+    return _IN_QUERY.sub(_unsigned, _IN_URL.sub(HIDDEN, value)) if isinstance(value, str) and "://" in value else value
+
+
+def signs(key: str) -> bool:
+    """Whether a parameter of an address proves who asks, and says nothing of what is asked for."""
+    return _SIGNATURE.fullmatch(key) is not None or SECRET.search(key) is not None
+
+
+def _unsigned(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}={HIDDEN}" if signs(found[2]) else found[0]

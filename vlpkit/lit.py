@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlpkit import __version__, dist
+from vlpkit import __version__, dist, migrate
 from vlpkit.assemble import Assembly
 from vlpkit.data.state import check_words
 from vlpkit.layers.trunk import Trunk
@@ -39,13 +39,16 @@ class PretrainModule(pl.LightningModule):
         clip: largest gradient norm; None leaves gradients alone.
         recompute: activation checkpointing in every trunk.
         record: plain types that every checkpoint carries, enough to rebuild the model.
+        loaded: parameters that outside weights filled, for optimiser groups; a checkpoint that is gone on from knows its own.
     """
 
     def __init__(
-        self, assembly: Assembly, optim: Optim, *, seed: int, clip: float | None = None, recompute: bool = False, record: Mapping[str, Any] | None = None
+        self, assembly: Assembly, optim: Optim, *, seed: int, clip: float | None = None, recompute: bool = False, record: Mapping[str, Any] | None = None,
+        loaded: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.assembly, self.optim, self.seed, self.clip, self.record = assembly, optim, seed, clip, dict(record or {})
+        self.loaded = list(loaded)
         self.model = assembly.model
         self.objectives = nn.ModuleDict(assembly.objectives)
         self.teacher = assembly.teacher
@@ -137,16 +140,16 @@ class PretrainModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimiser over all groups; the schedule moves once an optimiser step."""
-        optimizer, schedule = self.optim.build(self.model)
+        optimizer, schedule = self.optim.build(self.model, loaded=self.loaded)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1}}
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """One extra entry: enough to rebuild the model, in plain types."""
-        checkpoint["vlpkit"] = {"format": 1, "version": __version__, "samples_seen": self.samples_seen, **self.record}
+        checkpoint["vlpkit"] = {"format": migrate.FORMAT, "version": __version__, "samples_seen": self.samples_seen, "loaded": self.loaded, **self.record}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stands. Raises ResumeError for words of another tokenizer."""
+        """Go on counting where the checkpoint stands, with the groups of parameters that it was trained in. Raises ResumeError for words of another tokenizer."""
         check_words(checkpoint["vlpkit"]["words"], self.record["words"])
-        self.samples_seen = int(checkpoint["vlpkit"]["samples_seen"])
+        self.samples_seen, self.loaded = int(checkpoint["vlpkit"]["samples_seen"]), list(checkpoint["vlpkit"]["loaded"])

@@ -8,9 +8,11 @@ from typing import Any
 
 from vlpkit.errors import ResumeError
 
-FORMAT = 1
+FORMAT = 2
 # number n: what turns an entry of format n into one of format n + 1
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda entry: {**entry, "format": 2, "loaded": []},   # which parameters outside weights had filled: no optimiser group could ask yet
+}
 
 
 def upgrade(checkpoint: dict[str, Any], *, place: str) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from vlpkit.check import LISTS, signature_of
 from vlpkit.data.wishes import PAIRS
 from vlpkit.errors import did_you_mean, no_draw, no_part, no_source, opaque_text
 
+_BACKBONES = ("vlpkit.encoders.timm.TimmBackbone", "vlpkit.encoders.timm.ConvStem")
 _OPAQUE = "vlpkit.encoders.hf.TransformersText"  # refuses a text that has an order
 _GROUPED = ("bias", "norm", "fresh", "loaded")  # words that stand for parameters wherever they are
 _BY_CODE = ("vision", "text", "codebook")  # what Streams asks for without being told a name
@@ -88,6 +91,39 @@ def astray(cfg: Mapping[str, Any]) -> list[str]:
             if word not in known:
                 lines.append(f"{place}: {str(address).strip()!r} matches nothing: the model has no {word!r} (it has: {', '.join(roots)}). {did_you_mean(word, known)}".rstrip())
     return lines
+
+
+def unknown(cfg: Mapping[str, Any]) -> list[str]:
+    """One line for each backbone of timm, and each kind of text model of transformers, that the installed library does not have: its files
+    are searched, since importing it would take seconds."""
+    lines = []
+    for part, node in cfg["model"].items():
+        embed: Mapping[str, Any] = (node.get("embed") if isinstance(node, Mapping) else None) or {}
+        target = embed.get("_target_")
+        place = f"model.{part}.embed"
+        if target in _BACKBONES and ":" not in (name := str(embed["name"])):
+            names = _timm_names()
+            if names and name.partition(".")[0] not in names:
+                lines.append(f"{place}.name: timm has no {name!r}. {did_you_mean(name, names)}".rstrip())
+        if target == _OPAQUE and embed.get("pretrained") is None:
+            kinds = _transformers_kinds()
+            if kinds and str(embed["kind"]).replace("-", "_") not in kinds:
+                lines.append(f"{place}.kind: transformers has no {embed['kind']!r}. {did_you_mean(str(embed['kind']), kinds)}".rstrip())
+    return lines
+
+
+def _timm_names() -> list[str]:
+    files = (path for folder in _folders("timm") for path in Path(folder, "models").glob("*.py"))
+    return sorted({name for path in files for name in re.findall(r"^@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)})
+
+
+def _transformers_kinds() -> list[str]:
+    return sorted(path.parent.name for folder in _folders("transformers") for path in Path(folder, "models").glob("*/__init__.py"))
+
+
+def _folders(package: str) -> list[str]:
+    spec = find_spec(package)
+    return [] if spec is None else list(spec.submodule_search_locations or ())
 
 
 def disordered(cfg: Mapping[str, Any]) -> list[str]:

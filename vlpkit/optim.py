@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,6 +18,7 @@ from vlpkit.types import Steps
 
 log = logging.getLogger(__name__)
 Kind = Literal["adamw", "sgd"]
+_STARTS = ("loaded", "fresh")   # words for what a parameter started from
 _GROUP_KEYS = ("match", "kind", "lr", "lr_scale", "decay")
 
 
@@ -73,7 +74,8 @@ class Optim:
         end: lowest rate.
         period: steps between two drops of `step`.
         factor: of a drop.
-        groups: first match wins; `match` is an address or one of the words bias, norm; `kind`, `lr` (a peak) or `lr_scale` (of the peak), and
+        groups: first match wins; `match` is an address or one of the words bias, norm, loaded and fresh (what outside weights filled, and what
+            they did not: everything, where a run starts from none); `kind`, `lr` (a peak) or `lr_scale` (of the peak), and
             `decay` replace.
     """
 
@@ -94,7 +96,7 @@ class Optim:
             if "lr" in group and "lr_scale" in group:
                 raise ConfigError(f"optim.groups[{i}]: lr and lr_scale both set the rate; give one of them")
             if "match" not in group:
-                raise ConfigError(f"optim.groups[{i}]: a group needs `match`, an address such as vision.trunk or one of the words bias, norm")
+                raise ConfigError(f"optim.groups[{i}]: a group needs `match`, an address such as vision.trunk or one of the words bias, norm, loaded, fresh")
         if warmup > total:
             log.warning("optim.warmup is %d steps but the run has %d: the peak rate is never reached", warmup, total)
         self.kind, self.lr, self.betas, self.eps = kind, lr, (float(betas[0]), float(betas[1])), eps
@@ -109,13 +111,17 @@ class Optim:
             period=self.period, factor=self.factor,
         )
 
-    def split(self, model: nn.Module) -> list[dict[str, Any]]:
+    def split(self, model: nn.Module, *, loaded: Collection[str] = ()) -> list[dict[str, Any]]:
         """Parameter groups of the trainable parameters, each once, under its first address.
+
+        Args:
+            model: whatever has parameters.
+            loaded: names of those that outside weights filled.
 
         Raises:
             ConfigError: a group that matches no trainable parameter.
         """
-        norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+        norms, known = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}, frozenset(loaded)
         used = [False] * len(self.groups)
         groups: dict[tuple[str, float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
@@ -124,7 +130,7 @@ class Optim:
             decays = {"matrices": parameter.ndim >= 2, "all": True, "not_vectors": parameter.ndim != 1}[self.decay_on]
             kind, scale, decay = str(self.kind), 1.0, self.decay if decays else 0.0
             for i, group in enumerate(self.groups):
-                if self._in(group["match"], name, norms):
+                if self._in(group["match"], name, norms, known):
                     used[i] = True
                     kind, scale, decay = group.get("kind", kind), self._scale(group), float(group.get("decay", decay))
                     break
@@ -133,7 +139,9 @@ class Optim:
             made["params"].append(parameter)
             made["names"].append(name)
         for i, group in enumerate(self.groups):
-            if not used[i]:
+            if not used[i] and group["match"] in _STARTS:   # a recipe may tell them apart for those who have weights
+                log.warning("optim.groups[%d]: no trainable parameter is %s", i, group["match"])
+            elif not used[i]:
                 raise ConfigError(f"optim.groups[{i}].match: {group['match']!r} matches no trainable parameter that an earlier group left")
         return list(groups.values())
 
@@ -144,15 +152,17 @@ class Optim:
         return float(group["lr"]) / self.lr if self.lr else 0.0
 
     @staticmethod
-    def _in(match: str, name: str, norms: set[str]) -> bool:
+    def _in(match: str, name: str, norms: Collection[str], loaded: Collection[str]) -> bool:
+        if match in _STARTS:
+            return (name in loaded) == (match == "loaded")
         if match == "bias":
             return name.endswith(".bias")
         return name.rpartition(".")[0] in norms if match == "norm" else matches(match, name)
 
-    def build(self, model: nn.Module) -> tuple[Optimizer, LambdaLR]:
-        """The optimiser and its schedule, stepped once an optimiser step."""
+    def build(self, model: nn.Module, *, loaded: Collection[str] = ()) -> tuple[Optimizer, LambdaLR]:
+        """The optimiser and its schedule, stepped once an optimiser step; arguments and errors as of `split`."""
         split: dict[str, list[dict[str, Any]]] = {}
-        for group in self.split(model):
+        for group in self.split(model, loaded=loaded):
             split.setdefault(group["kind"], []).append({key: value for key, value in group.items() if key not in ("names", "kind")})
         parts = [self._optimizer(kind, groups) for kind, groups in split.items()]
         optimizer = parts[0] if len(parts) == 1 else Mixed(parts)

@@ -51,7 +51,8 @@ class Tower:
     kinds: tuple[str, ...]
 
 
-def _tower(model: VLModel, part: str, *, neck: type[Queries] | None = None) -> Tower:
+def tower_of(model: VLModel, part: str, *, neck: type[Queries] | None = None) -> Tower:
+    """What the blocks of an encoder are. Raises WeightsError where it has none over patches or words, or ends in another neck."""
     encoder = model.part(part)
     trunk = encoder.trunk if isinstance(encoder, Encoder) else None
     strange = trunk is not None and encoder.neck is not None and (neck is None or not isinstance(encoder.neck, neck))
@@ -72,14 +73,15 @@ def _stack(trunk: Trunk, owner: nn.Module, part: str) -> Tower:
     return Tower(trunk.dim, trunk.depth, body.heads, ffn.fc1.out_features, ffn.activation, norms.pop(), trunk.place, kinds)
 
 
-def _insist(**found: tuple[Any, Any]) -> None:
+def insist(**found: tuple[Any, Any]) -> None:
     """Each fact beside the only one that the outside class can have. Raises WeightsError with all that differ."""
     wrong = [f"  {name.replace('__', '.')} is {ours}, there it is {theirs}" for name, (ours, theirs) in found.items() if ours != theirs]
     if wrong:
         raise WeightsError("the model is none that the outside class can be\n" + "\n".join(wrong) + "\n  Write our folder instead: --to folder")
 
 
-def _special(words: Words, name: str) -> int:
+def special_id(words: Words, name: str) -> int:
+    """The id of a special token. Raises WeightsError where there is none."""
     if name not in words.special:
         raise WeightsError(f"the tokenizer has no {name}, which the outside model needs")
     return words.special[name]
@@ -89,10 +91,10 @@ def _special(words: Words, name: str) -> int:
 
 
 def _clip(model: VLModel, words: Words) -> tuple[Tower, Tower]:
-    align, vision, text = model.part("align"), _tower(model, "vision"), _tower(model, "text")
+    align, vision, text = model.part("align"), tower_of(model, "vision"), tower_of(model, "text")
     assert isinstance(align, Align)
     template = Template.read(words.template, words.special)
-    _insist(
+    insist(
         align__reads=(align.reads, {"v": "vision.encode", "w": "text.encode"}), align__v__pool=(align.v.pool, "first"), align__w__pool=(align.w.pool, "last"),
         align__learn=(align.learn, "log"), vision__trunk__block=(vision.kinds, ("self", "ffn")), text__trunk__block=(text.kinds, ("self", "ffn")),
         vision__trunk__place=(vision.place, "pre"), text__trunk__place=(text.place, "pre"), text__embed__order=("causal" if model.part("text").embed.causal else None, "causal"),
@@ -104,19 +106,20 @@ def _clip(model: VLModel, words: Words) -> tuple[Tower, Tower]:
 def transformers_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
     """config.json of transformers' CLIPModel."""
     vision, text = _clip(model, words)
-    embed, space, end = model.part("vision").embed, model.part("align").dim, _special(words, "sep")
-    _insist(**{"the id of [sep]": (end, end if end != 2 else "any but 2, which CLIPModel takes for a broken file")})
+    embed, space, end = model.part("vision").embed, model.part("align").dim, special_id(words, "sep")
+    insist(**{"the id of [sep]": (end, end if end != 2 else "any but 2, which CLIPModel takes for a broken file")})
     return {
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": space, "logit_scale_init_value": 2.6592,
-        "vision_config": {"model_type": "clip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch, "projection_dim": space},
+        "vision_config": {"model_type": "clip_vision_model", **sizes_of(vision), "image_size": embed.image_size, "patch_size": embed.patch, "projection_dim": space},
         "text_config": {
-            "model_type": "clip_text_model", **_sizes(text), "vocab_size": words.size, "max_position_embeddings": model.part("text").embed.length, "projection_dim": space,
-            "bos_token_id": _special(words, "cls"), "eos_token_id": end, "pad_token_id": words.pad,
+            "model_type": "clip_text_model", **sizes_of(text), "vocab_size": words.size, "max_position_embeddings": model.part("text").embed.length, "projection_dim": space,
+            "bos_token_id": special_id(words, "cls"), "eos_token_id": end, "pad_token_id": words.pad,
         },
     }  # fmt: skip
 
 
-def _sizes(tower: Tower) -> dict[str, Any]:
+def sizes_of(tower: Tower) -> dict[str, Any]:
+    """A tower in the words of transformers."""
     return {
         "hidden_size": tower.dim, "num_hidden_layers": tower.depth, "num_attention_heads": tower.heads, "intermediate_size": tower.hidden,
         "hidden_act": _ACTIVATIONS[tower.activation], "layer_norm_eps": tower.eps, "attention_dropout": 0.0,
@@ -126,11 +129,11 @@ def _sizes(tower: Tower) -> dict[str, Any]:
 def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
     """The `model_cfg` of open_clip."""
     vision, text = _clip(model, words)
-    _insist(
+    insist(
         text__trunk__activation=(text.activation, vision.activation),
         vision__trunk__activation=(vision.activation, vision.activation if vision.activation in _QUICK else "gelu or quick_gelu"),
     )
-    embed, end = model.part("vision").embed, _special(words, "sep")
+    embed, end = model.part("vision").embed, special_id(words, "sep")
     last = {} if end == words.size - 1 else {"pool_type": "eos", "eos_id": end}   # else it takes the highest id for the end of a text
     norms = [{} if tower.eps == OPEN_CLIP_EPS else {"norm_kwargs": {"eps": tower.eps}} for tower in (vision, text)]
     return {
@@ -146,38 +149,6 @@ def open_clip_config(model: VLModel, words: Words) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# -- SigLIP ------------------------------------------------------------------------------------------------------------
-
-
-def transformers_siglip_config(model: VLModel, words: Words) -> dict[str, Any]:
-    """config.json of transformers' SiglipModel."""
-    align, neck, embed, tower = model.part("align"), model.part("vision").neck, model.part("vision").embed, model.part("text").embed
-    vision, text = _tower(model, "vision", neck=Queries), _tower(model, "text")
-    if not isinstance(neck, Queries) or neck.ffn is None or not isinstance(tower, WordEmbed):
-        raise WeightsError("transformers' SiglipModel has a probe with a feed-forward layer that reads the patches, and words in its text tower. Write our folder: --to folder")
-    ffn = neck.ffn.body
-    assert isinstance(ffn, FeedForward)
-    _insist(
-        align__reads=(align.reads, {"v": "vision.encode:v_cls", "w": "text.encode"}), align__w__pool=(align.w.pool, "last"), align__learn=(align.learn, "log"),
-        align__v__out=(align.v.out is not None, False), align__w__bias=(align.w.out is not None and align.w.out.bias is not None, True), align__bias=(align.bias is not None, True),
-        vision__neck__parts=(neck.parts, (("v_cls", 1),)), vision__neck__norms=(neck.norm_query is not None, False), vision__neck__closing=(neck.norm is not None, False),
-        vision__neck__heads=(neck.attention.heads, vision.heads), vision__neck__activation=(ffn.activation, vision.activation),
-        vision__neck__ratio=(ffn.fc1.out_features, vision.hidden),
-        vision__embed__cls=(embed.cls is not None, False), vision__embed__bias=(embed.proj.bias is not None, True), vision__embed__norm=(embed.norm is not None, False),
-        vision__trunk__block=(vision.kinds, ("self", "ffn")), text__trunk__block=(text.kinds, ("self", "ffn")),
-        vision__trunk__place=(vision.place, "pre"), text__trunk__place=(text.place, "pre"),
-        text__embed__padding=("masked" if tower.pad is None else "read", "read"), text__words__length=(words.length, tower.length), text__embed__norm=(tower.norm is not None, False),
-    )  # fmt: skip
-    return {
-        "architectures": ["SiglipModel"], "model_type": "siglip",
-        "vision_config": {"model_type": "siglip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch},
-        "text_config": {
-            "model_type": "siglip_text_model", **_sizes(text), "vocab_size": words.size, "max_position_embeddings": tower.length, "projection_size": align.dim,
-            "bos_token_id": words.special.get("cls", _special(words, "sep")), "eos_token_id": _special(words, "sep"), "pad_token_id": words.pad,
-        },
-    }  # fmt: skip
-
-
 # -- CoCa --------------------------------------------------------------------------------------------------------------
 
 
@@ -185,11 +156,11 @@ def open_clip_coca_config(model: VLModel, words: Words) -> dict[str, Any]:
     """The `model_cfg` of open_clip's CoCa. What its text tower reads is what released weights were trained with: the mask of the class token
     shifted by one place."""
     align, neck, embed, tower, trunk = model.part("align"), model.part("vision").neck, model.part("vision").embed, model.part("text").embed, model.part("decoder").w
-    vision, text, decoder, head = _tower(model, "vision", neck=Queries), _tower(model, "text"), _stack(trunk, trunk, "decoder"), model.head("lm")
+    vision, text, decoder, head = tower_of(model, "vision", neck=Queries), tower_of(model, "text"), _stack(trunk, trunk, "decoder"), model.head("lm")
     if not isinstance(neck, Queries) or not isinstance(tower, WordEmbed) or not isinstance(head, WordsHead):
         raise WeightsError("open_clip's CoCa reads the patches with one set of queries, and has words in its text tower. Write our folder: --to folder")
     widths = {text.dim, decoder.dim, neck.dim, align.dim}
-    _insist(
+    insist(
         align__reads=(align.reads, {"v": "vision.encode:v_cls", "w": "text.encode:w_cls"}), align__learn=(align.learn, "log"),
         decoder__reads=(model.part("decoder").reads, {"v": "vision.encode:v", "w": f"text.{text.depth}:w"}),
         vision__neck__parts=(tuple(name for name, _ in neck.parts), ("v_cls", "v")), vision__neck__keep=(neck.keep, False),
@@ -226,7 +197,7 @@ def open_clip_coca_config(model: VLModel, words: Words) -> dict[str, Any]:
 
 def transformers_blip_config(model: VLModel, words: Words, architecture: str) -> dict[str, Any]:
     """config.json of transformers' BLIP for retrieval or captioning."""
-    vision, text, align = _tower(model, "vision"), _tower(model, "text"), model.part("align")
+    vision, text, align = tower_of(model, "vision"), tower_of(model, "text"), model.part("align")
     embed = model.part("vision").embed
     facts: dict[str, tuple[Any, Any]] = {
         "vision__trunk__place": (vision.place, "pre"), "text__trunk__place": (text.place, "post"), "vision__trunk__block": (vision.kinds, ("self", "ffn")),
@@ -239,14 +210,14 @@ def transformers_blip_config(model: VLModel, words: Words, architecture: str) ->
         if head.norm is None:
             raise WeightsError("model.heads.lm: transformers' BLIP has a dense layer and a norm before its output table, this head has none")
         facts |= {"heads__lm__activation": (head.activation, text.activation), "heads__lm__norm__eps": (head.norm.eps, text.eps), "decoder__w__depth": (body.depth, text.depth)}
-    _insist(**facts)
-    end = _special(words, "sep")
+    insist(**facts)
+    end = special_id(words, "sep")
     return {
         "architectures": [architecture], "model_type": "blip", "projection_dim": align.dim, "image_text_hidden_size": align.dim, "tie_word_embeddings": True,
-        "vision_config": {"model_type": "blip_vision_model", **_sizes(vision), "image_size": embed.image_size, "patch_size": embed.patch},
+        "vision_config": {"model_type": "blip_vision_model", **sizes_of(vision), "image_size": embed.image_size, "patch_size": embed.patch},
         "text_config": {
-            "model_type": "blip_text_model", **_sizes(text), "encoder_hidden_size": vision.dim, "projection_dim": align.dim, "vocab_size": words.size,
+            "model_type": "blip_text_model", **sizes_of(text), "encoder_hidden_size": vision.dim, "projection_dim": align.dim, "vocab_size": words.size,
             "max_position_embeddings": model.part("text").embed.length, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-            "bos_token_id": words.special.get("dec", _special(words, "cls")), "eos_token_id": end, "sep_token_id": end, "pad_token_id": words.pad,
+            "bos_token_id": words.special.get("dec", special_id(words, "cls")), "eos_token_id": end, "sep_token_id": end, "pad_token_id": words.pad,
         },
     }  # fmt: skip

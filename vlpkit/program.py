@@ -19,7 +19,7 @@ from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
-from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unknown, unread, unsourced
 from vlpkit.runfolder import Run, open_run
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     cfg = copy.deepcopy(cfg)
     fill_mix(cfg, conf=conf)
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings)]:
+    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings)]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
@@ -74,10 +74,10 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     wishes = read_wishes(data.get("sources")).values()
     for wish in wishes:
         wish.batch(data["batch"])
-    sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data["safe"])
+    sets = read_mix(data.get("mix"), name=data["name"], shards=data.get("shards"), root=data.get("root", ""), limit=data.get("limit"), safe=data.get("safe") or {})
     if "world" not in data:
         for one in sets.values():
-            expand(one.shards, one.root, key=one.key)
+            expand(one.shards, one.root, key=one.key, root_key=one.place("root"))
         if data.get("val_shards"):
             expand(data["val_shards"], data["root"], key="data.val_shards")
         for wish in wishes:
@@ -88,16 +88,17 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _weights_exist(settings: Mapping[str, Any]) -> None:
     """What `weights` names is there; a run that is continued never looks. Raises ConfigError."""
-    weights, parts = settings["weights"], [key for key, node in settings["model"].items() if isinstance(node, Mapping)]
+    weights, parts = settings["weights"], [*(key for key, node in settings["model"].items() if isinstance(node, Mapping)), "heads"]
     if weights is None:
         return
     if not isinstance(weights, str | Mapping) or (isinstance(weights, Mapping) and not all(isinstance(file, str) for file in weights.values())):
-        raise ConfigError(f"weights: found {weights!r} (accepted: {_WEIGHTS}, or one for a part: 'weights={{vision: FILE, text: FILE}}')")
-    for part, file in weights.items() if isinstance(weights, Mapping) else [(None, weights)]:
-        if part is not None and part not in parts:
-            raise ConfigError(f"weights.{part}: {settings['name']!r} has no such part (it has: {', '.join(parts)}). {did_you_mean(str(part), parts)}".rstrip())
+        raise ConfigError(f"weights: found {weights!r} (accepted: {_WEIGHTS}, or one for an address: 'weights={{vision: FILE, heads.itm: FILE}}')")
+    for address, file in weights.items() if isinstance(weights, Mapping) else [(None, weights)]:
+        part = str(address).partition(".")[0]
+        if address is not None and part.isidentifier() and part not in parts:   # what lies below is looked for when the model is built
+            raise ConfigError(f"weights.{address}: {settings['name']!r} has no such part (it has: {', '.join(parts)}). {did_you_mean(part, parts)}".rstrip())
         if not Path(file).exists():
-            raise ConfigError(f"weights{'' if part is None else f'.{part}'}: there is no {file} (accepted: {_WEIGHTS})")
+            raise ConfigError(f"weights{'' if address is None else f'.{address}'}: there is no {file} (accepted: {_WEIGHTS})")
 
 
 def _divide(batch: int, *, devices: Any, nodes: int, micro: int | None) -> None:

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlpkit.assemble import dry_step
+from vlpkit.build import build
 from vlpkit.data.tokenize import Words, load_words
+from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
+from vlpkit.optim import Optim
 
 
 def rehearse(settings: Mapping[str, Any], *, weights: Any = None) -> None:
-    """Build on the meta device and take every turn once; lay outside weights beside it.
+    """Build on the meta device, take every turn once and sort its parameters into groups; lay outside weights beside it.
 
     Args:
         settings: of the run.
@@ -20,12 +22,15 @@ def rehearse(settings: Mapping[str, Any], *, weights: Any = None) -> None:
 
     Raises:
         AssemblyError: a missing part, draw or tie, widths that differ, a parameter that no objective reaches.
+        ConfigError: an optimiser group that matches no parameter.
         WeightsError: a file that cannot be read, or keys and shapes that do not fit.
     """
     batch = int(settings["data"]["batch"])
     clock = total(settings["total"], Clock(batch=batch, samples_per_epoch=100 * batch))
     words = stand_in(settings["model"]["text"].get("words") or {})
     made, _ = dry_step(settings, words=words, clock=clock)
+    optim: Optim = build(settings["optim"], clock, where="optim", total=clock.total_steps)
+    optim.split(made.model)
     if weights is not None:
         from vlpkit.start import start
 

@@ -33,7 +33,7 @@ class Root:
         seed: of everything random.
         run_dir: run folder; null makes a new one.
         resume: auto, or a checkpoint or run folder; null starts afresh.
-        weights: a file or folder of weights to start from, or one for a part: {vision: FILE, text: FILE}.
+        weights: a file or folder of weights to start from, or one for an address: {vision: FILE, heads.itm: FILE}.
         stages: of an experiment that is several runs, one after another; null: one run.
         plugins: modules of one's own that `_target_` may name.
     """

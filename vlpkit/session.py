@@ -11,14 +11,16 @@ import pytorch_lightning as pl
 import torch
 
 from vlpkit import dist
-from vlpkit.assemble import assemble, dry_step, give_teacher, image_size
+from vlpkit.assemble import assemble, give_teacher, image_size
 from vlpkit.build import build
 from vlpkit.callbacks import Keep, LoaderClock
 from vlpkit.card import card
 from vlpkit.data.durable import write_json
 from vlpkit.data.module import DataModule
 from vlpkit.data.tokenize import Words
+from vlpkit.data.vocabulary import TRAINING_CAPTIONS
 from vlpkit.data.wishes import read_wishes
+from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
 from vlpkit.errors import ConfigError
 from vlpkit.evals.base import Evaluator, fitting
@@ -28,14 +30,13 @@ from vlpkit.loggers import build_loggers
 from vlpkit.program import Job
 from vlpkit.runfolder import record
 from vlpkit.sidecar import write_text
-from vlpkit.start import ACCOUNT, start
+from vlpkit.start import ACCOUNT, loaded, start
 from vlpkit.streams import seed_of
 from vlpkit.trainer import Settings, build_callbacks, build_trainer
 
 log = logging.getLogger(__name__)
 
-WORDS = "tokenizer"          # folder beneath the run folder
-TRAINING_CAPTIONS = 200_000  # that a tokenizer is trained on at most
+WORDS = "tokenizer"  # folder beneath the run folder
 
 
 def open_data(job: Job) -> DataModule:
@@ -62,7 +63,7 @@ def open_words(job: Job, data: DataModule) -> Words:
 def make_clock(job: Job, data: DataModule) -> Clock:
     """Turns every duration of the settings into optimiser steps."""
     clock = total(job.settings["total"], Clock(batch=data.batch, samples_per_epoch=len(data)))
-    for line in data.mixture((clock.total_steps or 0) * data.batch):
+    for line in data.pool.account((clock.total_steps or 0) * data.batch):
         log.info("data.mix: %s", line)
     return clock
 
@@ -83,7 +84,7 @@ def make_card(job: Job, words: Words, clock: Clock) -> str:
         "length": f"{clock.total_steps} steps, {(clock.total_steps or 0) * data['batch'] / (clock.samples_per_epoch or 1):.2f} epochs of {clock.samples_per_epoch} pairs",
         "words": f"{words.size}, at most {words.length} a text",
     }
-    facts |= {f"starts from{f' ({one.part})' if one.part else ''}": f"{one.path} ({one.layout.name})" for one in taken}
+    facts |= {f"starts from{f' ({one.address})' if one.address else ''}": f"{one.path} ({one.layout.name})" for one in taken}
     text = card(made, passes, job.dropped, facts)
     if not job.only_check:
         record(job.run, config=job.settings, card=text)
@@ -139,7 +140,9 @@ def make_module(job: Job, words: Words, clock: Clock, text: str) -> PretrainModu
     optim = build(settings["optim"], clock, where="optim", total=clock.total_steps)
     trainer = settings["trainer"]
     extra = {"config": settings, "words": words.to_state(), "card": text}
-    return PretrainModule(assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra)
+    return PretrainModule(
+        assembly, optim, seed=settings["seed"], clip=trainer["clip"], recompute=trainer["recompute"], record=extra, loaded=loaded(taken, assembly.model, settings)
+    )
 
 
 def fit(job: Job, trainer: pl.Trainer, module: PretrainModule, data: DataModule) -> None:

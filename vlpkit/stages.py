@@ -16,7 +16,8 @@ from vlpkit.errors import ConfigError, did_you_mean
 log = logging.getLogger(__name__)
 
 _OWN = ("experiment", "stages", "run_dir", "resume", "weights")  # of the whole, not of a stage
-_KEYS = ("always", "first", "later")
+_KEYS = ("always", "first", "later", "weights")
+_BEFORE = "before"   # the stage that came just before, whichever it was
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,26 @@ class Stage:
     Args:
         name: of the stage and of its folder.
         arguments: its command line, without the weights that it starts from.
-        weights: folder of the run before, for vision and text; None: the first stage.
+        weights: folders of earlier runs by what is taken from them: addresses of parts and heads.
     """
 
     name: str
     arguments: tuple[str, ...]
-    weights: Path | None
+    weights: Mapping[str, Path]
 
     def command(self) -> list[str]:
         """What train.py is given; a stage that is only shown has nothing to start from."""
-        alone = self.weights is None or "debug=check" in self.arguments
-        return [*self.arguments, *([] if alone else [f"weights={{vision: {self.weights}, text: {self.weights}}}"])]
+        alone = not self.weights or "debug=check" in self.arguments
+        return [*self.arguments, *([] if alone else [f"weights={{{', '.join(f'{address}: {folder}' for address, folder in self.weights.items())}}}"])]
 
 
 def read_stages(stages: Mapping[str, Any], arguments: Sequence[str], *, run_dir: str | None) -> list[Stage]:
     """The runs of an experiment, in order; what the user typed comes after what a stage sets, and wins.
 
     Args:
-        stages: `order`, names of stages, and for each of them lists of overrides: `always`, and `first` or `later` by its place in the order.
+        stages: `order`, names of stages, and for each of them lists of overrides: `always`, and `first` or `later` by its place in the order;
+            and `weights`, which says what it takes (addresses) of which stage: `before`, the one just before it, or one by name, where that
+            came earlier.
         arguments: the command line of the experiment.
         run_dir: folder of the experiment.
 
@@ -65,8 +68,30 @@ def read_stages(stages: Mapping[str, Any], arguments: Sequence[str], *, run_dir:
                 raise ConfigError(f"stages.{name}: no key {key!r} (there are: {', '.join(_KEYS)}). {did_you_mean(str(key), _KEYS)}".rstrip())
         own = [*(node.get("always") or ()), *(node.get("later" if made else "first") or ())]
         folder = Path(run_dir) / name
-        made.append(Stage(name, (*own, *common, f"run_dir={folder}", "resume=auto"), Path(run_dir) / made[-1].name if made else None))
+        taken = _taken(name, node.get("weights"), known, [stage.name for stage in made])
+        made.append(Stage(name, (*own, *common, f"run_dir={folder}", "resume=auto"), {address: Path(run_dir) / stage for address, stage in taken.items()}))
     return made
+
+
+def _taken(name: str, weights: Mapping[str, Sequence[str]] | None, known: Sequence[str], earlier: Sequence[str]) -> dict[str, str]:
+    """Which stage each address of a later stage comes from."""
+    if not earlier:
+        return {}
+    if not weights:
+        raise ConfigError(f"stages.{name}.weights: it does not come first, so say what it takes of an earlier stage, such as {{{_BEFORE}: [vision, text]}}")
+    taken: dict[str, str] = {}
+    for source, addresses in weights.items():
+        if source not in (_BEFORE, *known):
+            raise ConfigError(f"stages.{name}.weights: there is no stage {source!r} (there are: {_BEFORE}, {', '.join(known)}). {did_you_mean(source, known)}".rstrip())
+        stage = earlier[-1] if source == _BEFORE else source
+        if stage not in earlier:
+            log.info("stages.%s: %s of the stage %s starts fresh, since that does not run before it", name, ", ".join(addresses), source)
+            continue
+        for address in addresses:
+            if address in taken:
+                raise ConfigError(f"stages.{name}.weights: {address} is taken of {taken[address]} and of {stage}; name it once")
+            taken[address] = stage
+    return taken
 
 
 def run_stages(stages: Sequence[Stage], *, ask: Callable[[Sequence[str]], object]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import RECIPES, composed
-from vlpkit.names import astray, disordered, unbuilt, undrawn, unread, unsourced
+from vlpkit.names import astray, disordered, unbuilt, undrawn, unknown, unread, unsourced
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -16,6 +16,7 @@ def test_every_part_of_a_recipe_is_named_and_every_draw_that_it_names_is_made(re
     assert unbuilt(composed(f"model={recipe}")) == []
     assert disordered(composed(f"model={recipe}")) == []
     assert astray(composed(f"model={recipe}")) == []
+    assert unknown(composed(f"model={recipe}")) == []
 
 
 @pytest.mark.parametrize(("overrides", "part"), [
@@ -82,3 +83,22 @@ def test_an_address_that_begins_with_no_part_is_refused(override: str, message: 
 
 def test_an_address_that_begins_anywhere_is_left_to_assembly() -> None:
     assert astray(composed("model=clip", "+model.freeze=['*.trunk.0-1']", "optim.groups=[{match: bias, decay: 0.0}]")) == []
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (("vision=resnet50", "model.vision.embed.name=renset50"), "model.vision.embed.name: timm has no 'renset50'. Did you mean 'resnet50'?"),
+    (("vision=resnet50", "model.vision.embed.name=vit_base_patch16_223.augreg"), "model.vision.embed.name: timm has no 'vit_base_patch16_223.augreg'."),
+    (("text=roberta", "model.text.embed.kind=robertta"), "model.text.embed.kind: transformers has no 'robertta'. Did you mean 'roberta'?"),
+])  # fmt: skip
+def test_a_backbone_that_the_library_lacks_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    (line,) = unknown(composed("model=clip", *overrides))
+    assert line.startswith(message)
+
+
+def test_every_model_of_timm_and_every_text_encoder_on_offer_is_known() -> None:
+    import timm
+
+    for name in [*timm.list_models(), "resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"]:
+        assert unknown({"model": {"vision": {"embed": {"_target_": "vlpkit.encoders.timm.TimmBackbone", "name": name}}}}) == []
+    for text in ("roberta", "albert", "electra", "deberta", "t5", "gpt2"):
+        assert unknown(composed("model=clip", f"text={text}")) == []

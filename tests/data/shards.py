@@ -53,10 +53,12 @@ def tar_bytes(members: Iterable[tuple[str, bytes]], *, kind: int = tarfile.GNU_F
     return stream.getvalue()
 
 
-def write_shards(folder: Path, sizes: Iterable[int], *, prefix: str = "train", odd: Mapping[int, Members] | None = None, captions: int = 0) -> list[str]:
-    """Shards of the given sizes with samples numbered on; `odd` replaces the members of some numbers."""
+def write_shards(
+    folder: Path, sizes: Iterable[int], *, prefix: str = "train", odd: Mapping[int, Members] | None = None, captions: int = 0, first: int = 0
+) -> list[str]:
+    """Shards of the given sizes with samples numbered on from `first`; `odd` replaces the members of some numbers."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths, number = [], 0
+    paths, number = [], first
     for at, size in enumerate(sizes):
         members: Members = []
         for _ in range(size):

@@ -329,7 +329,7 @@ def test_a_failed_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) ->
         (("captions.csv", "out", "--val", "-1"), "--val is -1"),
         (("captions.csv", "out", "--val-share", "1.5"), "--val-share is 1.5"),
         (("captions.csv", "out", "--samples-per-shard", "0"), "--samples-per-shard is 0"),
-        (("urls.csv", "out"), "img2dataset"),
+        (("both.csv", "out"), "names files and addresses"),
         (("empty.csv", "out"), "no usable line"),
         (("utf16.csv", "out"), "save it as UTF-8"),
         (("bare", "out"), "no .jpg, .jpeg, .png, .webp file"),
@@ -340,7 +340,7 @@ def test_a_mistake_gets_one_message_and_exit_code_two(tmp_path: Path, arguments:
     album(tmp_path)
     (tmp_path / "captions.txt").write_text("x")
     (tmp_path / "bare").mkdir()
-    table(tmp_path / "urls.csv", [("https://example.org/1.jpg", "x")])
+    table(tmp_path / "both.csv", [("0.jpg", "x"), ("https://example.org/1.jpg", "x")])
     table(tmp_path / "empty.csv", [])
     (tmp_path / "utf16.csv").write_text("image,caption\n", encoding="utf-16")
     monkeypatch.chdir(tmp_path)

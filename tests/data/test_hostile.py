@@ -297,7 +297,7 @@ def test_no_file_of_a_stranger_runs_code(vector: str, tmp_path: Path) -> None:
 # -- names of members ---------------------------------------------------------------------------------------------------------
 
 NAMES = {
-    "parent": "../../escaped.jpg", "absolute": "/tmp/vlpkit-escaped.jpg", "NUL": "in\0/../escaped.jpg", "long": "d/" * 150 + "k" * 4000 + ".jpg", "windows": "C:\\escaped\\..\\k.jpg",
+    "parent": "../../escaped.jpg", "absolute": "OUTSIDE/escaped.jpg", "NUL": "in\0/../escaped.jpg", "long": "d/" * 150 + "k" * 4000 + ".jpg", "windows": "C:\\escaped\\..\\k.jpg",
     "dots": "..\\..\\escaped.jpg",
 }  # fmt: skip
 
@@ -323,7 +323,7 @@ def test_no_name_of_a_member_becomes_a_path(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     if kind in NAMES:
-        name = NAMES[kind]
+        name = NAMES[kind].replace("OUTSIDE", str(tmp_path))
         payload = tar_bytes([(name, jpeg(1)), (name[:-3] + "txt", b"a picture"), *pair(2)], kind=tarfile.PAX_FORMAT)
     else:
         payload = with_device()
@@ -335,7 +335,6 @@ def test_no_name_of_a_member_becomes_a_path(tmp_path: Path, kind: str) -> None:
     assert set(batch.keys) <= {data.index.key(number) for number in range(len(data.index))}
     assert [path for path in everything_under(tmp_path) if not path.startswith("cache")] == before
     assert all(path.startswith(("cache", "cache/index")) for path in everything_under(tmp_path) if path not in before)
-    assert not Path("/tmp/vlpkit-escaped.jpg").exists()
 
 
 def test_keys_of_packed_shards_hold_no_path(tmp_path: Path) -> None:

@@ -268,14 +268,13 @@ def test_the_left_end_of_a_brace_range_sets_the_width() -> None:
 @pytest.mark.parametrize(
     ("shards", "message"),
     [
-        ("train-{000..004}.tar", r"^data\.shards: 3 of 5 shards are missing, the first: .*train-002\.tar, .*train-003\.tar, .*train-004\.tar\. .*glob"),
+        ("train-{000..004}.tar", r"^data\.shards: 3 of 5 shards are missing: .*train-\{002\.\.004\}\.tar\. .*glob"),
         ("none-*.tar", r"^data\.shards: 'none-\*\.tar' matches nothing; .* has no such file\..*data\.root"),
         ("nowhere/*.tar", r"^data\.shards: .* the folder .*nowhere does not exist\."),
         ("train-000.tar::train-*.tar", r"^data\.shards names 1 shard more than once"),
         ("", r"^data\.shards names no shards\. Accepted: a path, a glob"),
         ([], r"^data\.shards names no shards"),
         ("pipe:touch canary", r"^data\.shards: 'pipe:touch canary' would run a shell command"),
-        ("s3://bucket/{000..009}.tar", r"^data\.shards: 's3:.*' is not a local file"),
         ("train-{004..000}.tar", r"runs backwards"),
         ("train-{000.tar", r"unbalanced brace"),
         (".", r"is a folder, not a shard\. Name its files"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections import Counter
 from itertools import islice
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from shards import module, pair, write_shards
+from worlds import batches, global_batches, rows
 
 from vlpkit.data.mixture import Interleaving, Mixture, counted
 from vlpkit.data.module import DataModule
 from vlpkit.data.order import Order
 from vlpkit.errors import ConfigError, DataError, ResumeError
-from vlpkit.types import Batch
 
 torch.set_num_threads(1)
 A, B, C = [5, 0, 3, 7, 1, 4], [6, 4], [8]   # 20, 10 and 8 samples
@@ -123,33 +122,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 pairs in uneven shards, and 30 more that another set holds."""
     here = tmp_path_factory.mktemp("mixed")
     write_shards(here, [13, 1, 17, 9, 10], captions=3)
-    write_shards(here, [10, 20], prefix="wide", captions=2)
+    write_shards(here, [10, 20], prefix="wide", captions=2, first=50)
     return here
 
 
 def mixed(folder: Path, mix: Any = None, **changes: Any) -> DataModule:
     wanted = {name: {"weight": weight, **({} if name == "tiny" else {"shards": f"{name}-*.tar"})} for name, weight in MIX.items()}
     return module(folder, val_shards=None, mix=wanted if mix is None else mix, **changes)
-
-
-def batches(data: DataModule, count: int) -> list[Batch]:
-    return [found["pairs"] for found in islice(iter(data.train_dataloader()), count)]
-
-
-def rows(batch: Batch) -> list[tuple[int, bytes, tuple[int, ...]]]:
-    text, pixels = batch.texts["clean"], batch.images["clean"].pixels
-    assert pixels is not None
-    return [(n, p.numpy().tobytes(), tuple(i[m].tolist())) for n, p, i, m in zip(batch.pair_id.tolist(), pixels, text.ids, text.mask)]
-
-
-def global_batches(folder: Path, steps: int, *, world: int = 1, micro: int | None = None, seen: int = 0, **changes: Any) -> list[list[Any]]:
-    ranks, turns = [], 1
-    for rank in range(world):
-        data = mixed(folder, **changes)
-        turns = data.plan(world=world, micro=micro, rank=rank).accumulation
-        data.load_state_dict({**json.loads(json.dumps(mixed(folder).state_dict())), "samples_seen": seen})
-        ranks.append(batches(data, steps * turns))
-    return [[row for turn in range(k * turns, (k + 1) * turns) for rank in ranks for row in rows(rank[turn])] for k in range(steps)]
 
 
 def test_batches_hold_the_sets_in_proportion_and_every_sample_of_the_first_once_an_epoch(folder: Path) -> None:
@@ -164,9 +143,9 @@ def test_batches_hold_the_sets_in_proportion_and_every_sample_of_the_first_once_
 
 @pytest.mark.parametrize(("world", "workers", "micro"), [(1, 2, None), (2, 0, None), (2, 2, 2), (4, 0, 1)])
 def test_a_mixture_goes_on_the_same_on_any_ranks_and_workers(folder: Path, world: int, workers: int, micro: int | None) -> None:
-    whole = global_batches(folder, 16)
-    assert global_batches(folder, 5, world=world, workers=workers, micro=micro) == whole[:5]
-    assert global_batches(folder, 5, world=world, workers=workers, micro=micro, seen=11 * 8) == whole[11:]
+    whole = global_batches(folder, 16, make=mixed)
+    assert global_batches(folder, 5, world=world, workers=workers, micro=micro, make=mixed) == whole[:5]
+    assert global_batches(folder, 5, world=world, workers=workers, micro=micro, seen=11 * 8, make=mixed) == whole[11:]
 
 
 def test_it_does_not_matter_in_which_order_the_sets_are_written_down(folder: Path) -> None:
@@ -238,20 +217,20 @@ def test_a_source_beside_the_pairs_reads_the_same_mixture_in_another_order(folde
 def test_the_captions_of_all_sets_come_in_turn(folder: Path) -> None:
     assert len(list(mixed(folder).captions())) == 50 * 3 + 30 * 2
     first = list(mixed(folder, {"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 2.0}}).captions(limit=12))
-    assert Counter(first) == Counter([f"caption {c} of {n}" for n in (0, 1) for c in range(3)] + [f"caption {c} of {n}" for n in (0, 1, 2) for c in range(2)])
+    assert Counter(first) == Counter([f"caption {c} of {n}" for n in (0, 1) for c in range(3)] + [f"caption {c} of {n}" for n in (50, 51, 52) for c in range(2)])
 
 
 def test_the_account_says_how_often_each_set_is_seen(folder: Path) -> None:
-    assert mixed(folder).mixture(650) == [
+    assert mixed(folder).pool.account(650) == [
         "tiny: 76.9 % of the samples, 1.00 passes an epoch, 10.00 in the run", "wide: 23.1 % of the samples, 0.50 passes an epoch, 5.00 in the run",
     ]  # fmt: skip
-    assert module(folder).mixture(650) == []
+    assert module(folder).pool.account(650) == []
 
 
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 1.0}}, r"data\.mix\.wide\.weight: 0\.5 passes an epoch in the checkpoint, 1 passes an epoch now"),
+        ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 1.0}}, r"data\.mix\.wide\.weight: 0\.5 passes an epoch in the checkpoint, 1\.0 passes an epoch now"),
         ({"tiny": 1.0, "wide": {"shards": "wide-000.tar", "weight": 0.5}}, r"data\.mix\.wide\.samples: 30 in the checkpoint, 10 now"),
         ({"tiny": 1.0, "other": {"shards": "wide-*.tar", "weight": 0.5}}, r"data\.mix\.other: null in the checkpoint, weight, limit"),
         ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "weight": 0.5, "limit": 9}}, r"data\.mix\.wide\.limit: null in the checkpoint, 9 now"),
@@ -276,7 +255,7 @@ def test_another_mixture_cannot_go_on_with_a_run(folder: Path, now: Any, message
         ({"tiny": True}, r"data\.mix\.tiny\.weight is True"),
         ({"tiny": {"wieght": 1}}, r"data\.mix\.tiny: no key 'wieght' \(there are: weight, shards, root, limit, safe\)\. Did you mean 'weight'"),
         ({"tiny": {"limit": 0}}, r"data\.mix\.tiny\.limit is 0; it must be at least 1"),
-        ({"tiny": "70%", "wide": {"shards": "wide-*.tar"}}, r"data\.mix: tiny has 70 %, but wide 1 passes an epoch\. Give every set the one or the other"),
+        ({"tiny": "70%", "wide": {"shards": "wide-*.tar"}}, r"data\.mix: tiny has 70\.0 %, but wide 1\.0 passes an epoch\. Give every set the one or the other"),
         ({"tiny": "70%", "wide": {"shards": "wide-*.tar", "weight": "20%"}}, r"data\.mix: the percentages come to 90 %; they must come to 100 %"),
         ({"tiny": {"safe": {"miror": False}}}, r"data\.safe has the keys .*miror"),
         ({"tiny": 1.0, "wide": {"shards": "wide-*.tar", "safe": {"min_crop": 2}}}, r"data\.mix\.wide\.safe\.min_crop is 2"),

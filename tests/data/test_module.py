@@ -22,6 +22,7 @@ import torch
 import yaml
 from PIL import Image
 from shards import jpeg, module, pair, words, write_shards
+from worlds import Row, batches, global_batches, rows
 
 from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.module import DataModule
@@ -30,7 +31,6 @@ from vlpkit.errors import ConfigError, DataError, ResumeError
 from vlpkit.types import Batch
 
 torch.set_num_threads(1)
-Row = tuple[str, bytes, tuple[int, ...]]
 
 
 def cut_jpeg() -> bytes:
@@ -73,29 +73,6 @@ def odd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards(here, [20, 20], odd={number: members for number, (members, _) in ODD.items()}, prefix="val")
     write_shards(here / "whole", [20, 20])
     return here
-
-
-def rows(batch: Batch) -> list[Row]:
-    """Each sample of a batch as key, pixels and words, free of padding."""
-    text, image = batch.texts["clean"], batch.images["clean"]
-    ids = [tuple(row[keep].tolist()) for row, keep in zip(text.ids, text.mask)]
-    return list(zip(batch.keys, (pixels.numpy().tobytes() for pixels in image.pixels), ids))
-
-
-def batches(data: DataModule, count: int) -> list[Batch]:
-    return [found["pairs"] for found in islice(iter(data.train_dataloader()), count)]
-
-
-def global_batches(folder: Path, steps: int, *, world: int = 1, workers: int = 0, micro: int | None = None, **changes: Any) -> list[list[Row]]:
-    """What all ranks read, joined step by step in the order of micro-batch and rank."""
-    ranks: list[list[Batch]] = []
-    accumulation = 1
-    for rank in range(world):
-        data = module(folder, workers=workers, **changes)
-        accumulation = data.plan(world=world, micro=micro, rank=rank).accumulation
-        ranks.append(batches(data, steps * accumulation))
-    turns = [[row for rank in ranks for row in rows(rank[turn])] for turn in range(steps * accumulation)]
-    return [[row for turn in turns[k * accumulation : (k + 1) * accumulation] for row in turn] for k in range(steps)]
 
 
 def test_a_batch_carries_pixels_words_numbers_and_keys(folder: Path) -> None:

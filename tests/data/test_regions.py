@@ -13,7 +13,7 @@ import pytest
 import torch
 from shards import module, pair, tar_bytes, words, write_shards
 
-from vlpkit.data import regions
+from vlpkit.data import arrays as stored
 from vlpkit.data.decode import Refused
 from vlpkit.data.module import DataModule
 from vlpkit.data.regions import Detections, pad
@@ -120,7 +120,7 @@ def bomb() -> bytes:
     """A few kilobytes that unpack to more than is ever read."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("boxes.npy", b"\0" * (regions.MAX_BYTES + 1))
+        archive.writestr("boxes.npy", b"\0" * (stored.MAX_BYTES + 1))
     assert len(stream.getvalue()) < 100_000
     return stream.getvalue()
 
@@ -159,7 +159,7 @@ def test_a_flipped_byte_is_refused_or_harmless(at: int) -> None:
 
 
 def test_too_large_an_archive_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "MAX_BYTES", 100)
+    monkeypatch.setattr(stored, "MAX_BYTES", 100)
     assert refusal(packed(arrays())).reason == "too_many_bytes"
 
 

@@ -15,13 +15,15 @@ from torch import Generator, Tensor
 
 from tests.builders import CLOCK, composed
 from tests.vocabulary import numbered_words
+from vlpkit.account import Report
 from vlpkit.assemble import Assembly, assemble
 from vlpkit.data.tokenize import Words
+from vlpkit.rows import Row
 from vlpkit.streams import Drawn, Streams
 from vlpkit.tables.albef import albef
 from vlpkit.tables.blip import blip
 from vlpkit.types import Batch, ImageInput, TextInput
-from vlpkit.weights import Report, Row, everything, load, revert
+from vlpkit.weights import everything, load, revert
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from tests.builders import CLOCK, composed
 from tests.golden.recorded import Given, Recording, recording
 from tests.vocabulary import numbered_words
+from vlpkit.account import Report
 from vlpkit.assemble import Assembly, assemble
 from vlpkit.streams import Streams
 from vlpkit.tables.uniter import uniter
 from vlpkit.types import IGNORE, Batch, ImageInput, Pairing, TextInput
-from vlpkit.weights import Report, load, revert
+from vlpkit.weights import load, revert
 
 OUT, LOSS, NORM, KEY_BIAS = 1e-5, 1e-5, 1e-4, 1e-5
 WEIGHTS = {"mlm": 1.0, "mrfr": 1.0, "mrckl": 1.0, "itm": 1.0, "ot": 0.1}   # mrc_hard is recorded, but not in the total

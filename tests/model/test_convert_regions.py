@@ -16,14 +16,16 @@ from tests.golden.recorded import recording
 from tests.parity import test_lxmert, test_vilt, test_visualbert
 from tests.parity.beside import LENGTH, SPECIAL, VOCAB, ours, shake
 from tests.vocabulary import numbered_words
+from vlpkit.account import plan
 from vlpkit.conversion import convert
 from vlpkit.layouts import recognise
 from vlpkit.restore import restore
+from vlpkit.rows import Row
 from vlpkit.start import start
 from vlpkit.tables.lxmert import lxmert
 from vlpkit.tables.vilt import transformers_vilt
 from vlpkit.tables.visualbert import transformers_visualbert
-from vlpkit.weights import Row, canonical, everything, plan, revert
+from vlpkit.weights import canonical, everything, revert
 
 SIZES = ["size.dim=48", "size.heads=4", "size.depth=2", "size.half=2", "size.image=32", "size.patch=8", "size.vocab=null", f"size.words={LENGTH}"]
 
@@ -70,7 +72,7 @@ def test_a_file_of_transformers_becomes_our_folder_and_goes_back_bit_for_bit(lay
 
 def test_files_of_the_originals_are_recognised_and_no_other_layout_claims_them() -> None:
     names = {"lxmert": "lxmert_a", "vilt": "vilt_a"}
-    assert {recognise(list(recording(name).group("param/")), place="x").name for name in names.values()} == names.keys()
+    assert {recognise(recording(name).group("param/"), place="x").name for name in names.values()} == names.keys()
 
 
 def test_a_text_part_alone_starts_from_an_lxmert(tmp_path: Path) -> None:

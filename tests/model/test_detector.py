@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.builders import CLOCK, NARROW, composed, tiny_batch, tiny_model, tiny_streams, tiny_words
-from vlpkit.assemble import Assembly, dry_step
+from vlpkit.assemble import Assembly
+from vlpkit.dry import dry_step
 from vlpkit.encoders.detector import Detector
 from vlpkit.errors import AssemblyError, ConfigError, VlpError
 from vlpkit.types import Batch, ImageInput

@@ -11,8 +11,9 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageT
 
 from tests.builders import CLOCK, NARROW, RECIPES, composed, tiny_words
 from tests.vocabulary import numbered_words
-from vlpkit.assemble import Assembly, dry_step
+from vlpkit.assemble import Assembly
 from vlpkit.card import count
+from vlpkit.dry import dry_step
 from vlpkit.errors import AssemblyError
 
 RECOMBINED = [

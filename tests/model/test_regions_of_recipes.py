@@ -55,8 +55,8 @@ def test_the_data_deliver_the_targets_that_its_objectives_read(recipe: str) -> N
 
 
 def test_files_of_the_originals_are_recognised() -> None:
-    assert recognise(list(recording("uniter_a").group("param/")), place="x").name == "uniter"
-    assert recognise(list(WithRegions().theirs.state_dict()), place="x").name == "transformers_visualbert"
+    assert recognise(recording("uniter_a").group("param/"), place="x").name == "uniter"
+    assert recognise(WithRegions().theirs.state_dict(), place="x").name == "transformers_visualbert"
 
 
 def test_an_evaluation_on_other_data_reads_regions_as_the_run_did(tmp_path: Path) -> None:

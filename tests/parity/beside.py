@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from tests.builders import CLOCK, composed
 from tests.vocabulary import numbered_words
 from vlpkit.assemble import Assembly, assemble
+from vlpkit.data.tokenize import Words
+from vlpkit.rows import Row
 from vlpkit.streams import Streams
 from vlpkit.types import Batch, ImageInput, TextInput
-from vlpkit.weights import Row, load, revert
+from vlpkit.weights import load, revert
 
 CLOSE = 1e-5        # of the largest value of an array: sums in fp32 that are taken in another order
 CLOSE_GRAD = 5e-5   # those sums are longer
@@ -18,13 +20,13 @@ VOCAB, LENGTH, IMAGE = 60, 12, 32
 SPECIAL = {"pad": 0, "cls": 56, "sep": 59, "mask": 55, "enc": 57, "dec": 58}   # sep is the highest id: CLIP finds it by argmax
 
 
-def ours(*overrides: str) -> Assembly:
+def ours(*overrides: str, words: Words | None = None) -> Assembly:
     """A recipe at tiny width, in training mode without dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = ["size.dim=48", "size.heads=4", "size.depth=2", "size.half=2", "size.narrow.dim=32", "size.narrow.heads=2", "size.space=16",
              f"size.image={IMAGE}", "size.patch=8", "size.queue=8", f"size.positions={LENGTH}", "size.dropout=0.0"]
-    return assemble(composed(*sizes, *overrides), words=numbered_words(VOCAB, SPECIAL, length=LENGTH), clock=CLOCK)
+    return assemble(composed(*sizes, *overrides), words=words or numbered_words(VOCAB, SPECIAL, length=LENGTH), clock=CLOCK)
 
 
 def shake(module: nn.Module) -> None:

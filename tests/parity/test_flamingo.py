@@ -9,10 +9,11 @@ from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from tests.parity.beside import CLOSE, CLOSE_GRAD, LENGTH, VOCAB, apart, batch, ours, probe, shake
 from vlpkit.layers.neck import Resampler
+from vlpkit.rows import parse
 from vlpkit.streams import Streams
 from vlpkit.tables.gpt2 import transformers_gpt2
 from vlpkit.types import Stream, full_mask
-from vlpkit.weights import load, parse
+from vlpkit.weights import load
 
 RESAMPLER = parse([
     "latents                                          -> query | squeeze",

@@ -12,15 +12,19 @@ from vlpkit.tables.git import transformers_git
 from vlpkit.types import IGNORE
 
 
-@pytest.fixture
-def both() -> Beside:
+def config() -> GitConfig:
+    """Theirs, with an output table that is that of the words, as in released files."""
     size = {"num_hidden_layers": 2, "num_attention_heads": 4}
-    config = GitConfig(
+    return GitConfig(
         vision_config={**size, "hidden_size": 32, "intermediate_size": 128, "image_size": IMAGE, "patch_size": 8, "attention_dropout": 0.0},
         **size, vocab_size=VOCAB, hidden_size=48, intermediate_size=192, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0, pad_token_id=0, bos_token_id=SPECIAL["cls"], eos_token_id=SPECIAL["sep"], tie_word_embeddings=True,
     )
-    return Beside(ours("model=git", "model.vision.embed.dim=32"), GitForCausalLM(config), transformers_git())
+
+
+@pytest.fixture
+def both() -> Beside:
+    return Beside(ours("model=git", "model.vision.embed.dim=32"), GitForCausalLM(config()), transformers_git())
 
 
 def test_the_same_logits_loss_and_gradients(both: Beside) -> None:

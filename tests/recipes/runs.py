@@ -64,8 +64,9 @@ class Die(pl.Callback):
 def fit(run: Path, cache: Path, *overrides: str, callbacks: Callable[[], list[pl.Callback]] = list) -> None:
     """What train.py does, with further callbacks in front."""
     register()
+    narrow = [word for word in NARROW if "data=custom" not in overrides or not word.startswith("data.world")]
     with initialize_config_dir(config_dir=str(CONF), version_base=None):
-        cfg = compose(config_name="train", overrides=[*NARROW, f"run_dir={run}", f"paths.cache={cache}", *overrides])
+        cfg = compose(config_name="train", overrides=[*narrow, f"run_dir={run}", f"paths.cache={cache}", *overrides])
     job = open_job(cfg, conf=CONF)
     data = session.open_data(job)
     words = session.open_words(job, data)

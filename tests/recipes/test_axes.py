@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from tests.builders import tiny_batch, tiny_model, tiny_streams
 
 VISIONS = {
-    "vit": (), "vit_clip": (), "resnet50": (), "efficientnet": (), "swin": (), "deit": ("model.vision.embed.name=deit_tiny_patch16_224",), "beit": (),
+    "vit": (), "vit_clip": (), "resnet50": (), "efficientnet": (), "swin": (), "deit": ("model.vision.embed.name=deit_tiny_patch16_224",), "beit": (), "regions_trunk": (),
 }  # fmt: skip
 TEXTS = ("bert", "roberta", "electra", "albert", "deberta", "t5", "gpt2")
 FUSIONS = ("none", "cross", "co", "merged")
@@ -54,3 +55,46 @@ def test_a_combination_builds_and_takes_a_step(where: tuple[int, int, int]) -> N
     before = [p.detach().clone() for p in made.model.parameters()]
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, made.model.parameters()))
+
+
+OBJECTIVES = {   # of the axes: what each is called, and a command line that asks for it; boxes are those of hidden regions alone
+    "contrast over the batch": ("itc", "model=clip"), "contrast with momentum and queue": ("itc", "model=albef"), "pairwise sigmoid": ("sigmoid", "model=siglip"),
+    "random matching": ("itm", "model=vilt"), "mined matching": ("itm", "model=vlmo"), "masked words": ("mlm", "model=meter"),
+    "masked words in order": ("mlm_seq", "model=albef", "objective=[itc_momentum,itm_hard,mlm_seq]"), "next words": ("lm", "model=git"), "words behind a prefix": ("lm", "model=simvlm"),
+    "features of regions": ("mrfr", "model=uniter"), "classes of regions": ("mrc", "model=uniter"), "distributions of regions": ("mrckl", "model=uniter"),
+    "codes of patches": ("mim", "model=meter", "objective=[itm,mlm,mim_codes]"), "patches among those of the batch": ("mim_batch", "model=meter", "objective=[itm,mlm,mim_batch]"),
+    "pixels of patches": ("mim_pixels", "model=meter", "objective=[itm,mlm,mim_pixels]"), "alignment of words and regions": ("wra", "model=uniter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_of_the_axes_takes_a_step(name: str) -> None:
+    key, *words = OBJECTIVES[name]
+    made, tokenizer = tiny_model(*words)
+    made.model.train()
+    value = made.objectives[key](tiny_streams(made, tiny_batch(tokenizer))).value
+    assert value.isfinite()
+    value.backward()
+    grads = [p.grad for p in made.model.parameters() if p.grad is not None]
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+    assert any(bool(grad.any()) for grad in grads)
+
+
+def test_words_masked_in_order_are_told_from_the_image_and_the_words_before_them() -> None:
+    made, words = tiny_model("model=albef", "objective=[itc_momentum,itm_hard,mlm_seq]")
+    batch = tiny_batch(words)
+    text = batch.texts["clean"]
+    last = (text.mask.sum(1) - 2).tolist()   # the last word before what closes a text
+    other = text.ids.clone()
+    other[range(len(last)), last] = words.special["unk"]
+
+    def states(ids: torch.Tensor) -> torch.Tensor:
+        s = tiny_streams(made, replace(batch, texts={"clean": replace(text, ids=ids)}))
+        return s.fused("clean", "ordered.text").w.x
+
+    made.model.eval()
+    with torch.no_grad():
+        a, b = states(text.ids), states(other)
+    for row, place in enumerate(last):
+        assert torch.equal(a[row, :place], b[row, :place])
+        assert not torch.equal(a[row, place], b[row, place])

@@ -37,7 +37,6 @@ def command(folder: Path, *changes: str) -> tuple[int, str]:
         (["seed=4"], r"  seed: 3 -> 4\n"),
         (["data.batch=32"], r"  data\.batch: 16 -> 32\n"),
         (["size.vocab=200"], r"  model\.text\.words\.size: 300 -> 200\n"),
-        (["data.shards=train-000.tar"], r"  data\.shards: 'train-\*\.tar' -> 'train-000\.tar'\n"),
         (["data.limit=20"], r"  data\.limit: \(absent\) -> 20\n"),
         (["data.mix={custom: 1.0, more: {shards: ../other/more-*.tar, weight: 0.5}}"], r"  data\.mix\.more\.weight: \(absent\) -> 0\.5\n"),
     ],
@@ -47,6 +46,14 @@ def test_a_changed_command_is_refused_with_the_difference(folder: Path, changes:
     assert code == 2, said[-3000:]
     assert re.search(r"resume: .*/checkpoints/\S+ belongs to another run\.\n(.*\n)*" + message, said), said[-3000:]
     assert said.endswith("\nPut these back, or start a new run with another run_dir.\n")
+    assert "Traceback" not in said
+
+
+def test_other_shards_are_refused_with_their_numbers(folder: Path) -> None:
+    code, said = command(folder, "data.shards=train-000.tar", "total=4_steps")
+    assert code == 2, said[-3000:]
+    mark = r"fingerprint [0-9a-f]{12}"
+    assert re.search(rf"the shards of data\.shards: 40 samples in 2 shards, {mark} in the checkpoint, 25 samples in 1 shard, {mark} now\n", said), said[-3000:]
     assert "Traceback" not in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,24 @@ def test_a_run_of_two_kinds_of_optimiser_continues_with_both(cache: Path, tmp_pa
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_that_tells_loaded_parameters_from_fresh_ones_goes_on_without_the_file(cache: Path, tmp_path: Path) -> None:
+    assert in_child(tmp_path / "first", cache, "model=clip", "total=2_steps", "trainer.checkpoint_every=2_steps") == 0, (tmp_path / "first.log").read_text()[-3000:]
+    groups = "optim.groups=[{match: norm, lr_scale: 1.0}, {match: loaded, lr_scale: 0.1}, {match: fresh, lr_scale: 5.0}]"
+    setup = ("model=clip", f"weights={{vision: {tmp_path / 'first'}}}", groups, *LENGTH)
+    assert in_child(tmp_path / "whole", cache, *setup) == 0, (tmp_path / "whole.log").read_text()[-3000:]
+    assert in_child(tmp_path / "run", cache, *setup, die=("on_after_backward", 5)) == -9, (tmp_path / "run.log").read_text()[-3000:]
+    shutil.rmtree(tmp_path / "first")
+    assert in_child(tmp_path / "run", cache, *setup, "resume=auto") == 0, (tmp_path / "run.log").read_text()[-3000:]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    loaded = checkpoint["vlpkit"]["loaded"]
+    assert loaded
+    assert all(name.startswith("vision.") for name in loaded)
+    (state,) = checkpoint["optimizer_states"]
+    counts = {scale: sum(len(group["params"]) for group in state["param_groups"] if group["scale"] == scale) for scale in (0.1, 1.0, 5.0)}
+    assert counts[0.1] == sum(not name.rpartition(".")[0].endswith("norm") for name in loaded)
+    assert min(counts.values()) > 5

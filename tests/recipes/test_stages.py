@@ -37,6 +37,9 @@ def test_three_stages_run_in_order_and_hand_on_what_they_learned(tmp_path: Path)
     assert learned
     assert not any(torch.equal(vision[name], language[name]) for name in learned)
     assert not any(torch.equal(language[name], pairs[name]) for name in learned)
+    account = (tmp_path / "run" / "pairs" / "weights.txt").read_text()
+    assert f"weights: heads.mlm from {tmp_path / 'run' / 'language'} (vlpkit)\n" in account
+    assert "  heads.mlm.dense.weight -> heads.mlm.dense.weight\n" in account
     again = command(tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]   # all three are complete
     assert all(torch.equal(pairs[name], tensor) for name, tensor in weights(tmp_path / "run" / "pairs").items())

@@ -285,10 +285,14 @@ def test_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ResumeError, match=r"x.ckpt: written in format 7 by vlpkit 9.9, this version reads 1"):
+    with pytest.raises(ResumeError, match=r"x.ckpt: written in format 7 by vlpkit 9.9, this version reads 2"):
         upgrade({"vlpkit": {"format": 7, "version": "9.9"}}, place="x.ckpt")
     with pytest.raises(ResumeError, match="no checkpoint of vlpkit"):
         upgrade({"state_dict": {}}, place="x.ckpt")
+
+
+def test_a_checkpoint_of_the_first_format_has_no_parameters_that_were_loaded() -> None:
+    assert upgrade({"vlpkit": {"format": 1, "config": {}}}, place="x.ckpt")["vlpkit"] == {"format": 2, "config": {}, "loaded": []}
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -106,3 +107,22 @@ def test_a_group_that_makes_no_sense_is_refused(group: dict[str, object], messag
 def test_a_group_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"optim\.groups\[0\]\.match: 'fusion' matches no trainable parameter"):
         optim(groups=[{"match": "fusion"}]).build(model())
+
+
+def names(groups: list[dict[str, Any]], scale: float) -> list[str]:
+    return [name for group in groups if group["scale"] == scale for name in group["names"]]
+
+
+def test_what_weights_filled_and_what_they_did_not_are_groups_of_their_own() -> None:
+    plan = optim(groups=[{"match": "norm", "lr_scale": 3.0}, {"match": "fresh", "lr_scale": 5.0}, {"match": "loaded", "lr_scale": 0.1}])
+    groups = plan.split(model(), loaded=["vision.0.weight", "vision.0.bias", "text.1.weight"])
+    assert names(groups, 3.0) == ["text.1.weight", "text.1.bias"]
+    assert names(groups, 0.1) == ["vision.0.weight", "vision.0.bias"]
+    assert names(groups, 5.0) == ["vision.2.weight", "text.0.weight", "vision.2.bias", "text.0.bias"]
+
+
+def test_a_run_that_starts_from_no_weights_has_fresh_parameters_alone(caplog: pytest.LogCaptureFixture) -> None:
+    plan = optim(groups=[{"match": "loaded", "lr_scale": 0.1}, {"match": "fresh", "lr_scale": 5.0}])
+    groups = plan.split(model())
+    assert {group["scale"] for group in groups} == {5.0}
+    assert caplog.messages == ["optim.groups[0]: no trainable parameter is loaded"]

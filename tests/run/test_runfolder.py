@@ -150,12 +150,13 @@ def test_secrets_never_reach_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     secret = "f4k3-t0ken"
     config = CONFIG | {
         "logger": {"wandb": {"api_key": secret, "WANDB_API_KEY": secret, "project": "p"}},
-        "data": {"root": f"s3://user:{secret}@host/x", "storage": {"secret_access_key": secret, "auth_token": secret}},
+        "data": {"root": f"s3://user:{secret}@host/x", "shards": [f"https://h/{{0..9}}.tar?X-Amz-Signature={secret}&part=1"], "storage": {"secret_access_key": secret, "auth_token": secret}},
     }
-    monkeypatch.setattr(sys, "argv", ["train.py", f"logger.wandb.api_key={secret}", f"data.root=s3://user:{secret}@host/x"])
+    monkeypatch.setattr(sys, "argv", ["train.py", f"logger.wandb.api_key={secret}", f"data.root=s3://user:{secret}@host/x", f"data.val_shards=https://h/a.tar?sig={secret}"])
     run = start(tmp_path / "a", config=config)
     for file in run.folder.rglob("*"):
         assert not file.is_file() or secret not in file.read_text(), file
+    assert "https://h/{0..9}.tar?X-Amz-Signature=***&part=1" in (run.folder / "config.yaml").read_text()
     assert redact({"tokens": 5, "tokenizer": "bert", "author": "x", "password": None}) == {"tokens": 5, "tokenizer": "bert", "author": "x", "password": None}
 
 

@@ -35,9 +35,10 @@ from vlpkit.conversion import convert as convert_files
 from vlpkit.errors import WeightsError
 from vlpkit.layouts import known, named, recognise
 from vlpkit.restore import restore
+from vlpkit.rows import parse
 from vlpkit.source import read
-from vlpkit.start import Taken, start
-from vlpkit.weights import convert, parse
+from vlpkit.start import Taken, loaded, start
+from vlpkit.weights import convert
 
 WORDS = numbered_words(VOCAB, SPECIAL, length=LENGTH)
 
@@ -128,7 +129,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path, name: str, content:
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
 
-MODELS: dict[str, Callable[[], object]] = {
+MODELS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "open_clip": lambda: their_open_clip().state_dict(), "transformers_clip": lambda: their_transformers().state_dict(),
     "albef": lambda: recording("albef_a").group("param/"), "blip": lambda: recording("blip_a").group("param/"),
     "transformers_blip": lambda: BlipForImageTextRetrieval(blip_config()).state_dict(),
@@ -141,16 +142,16 @@ MODELS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_is_recognised_by_its_keys_alone(name: str) -> None:
-    keys = list(MODELS[name]())  # type: ignore[call-overload]
-    assert recognise(keys, place="x").name == name
-    assert named(name).recognises(reversed(keys))
+    tensors = MODELS[name]()
+    assert recognise(tensors, place="x").name == name
+    assert named(name).recognises(dict(reversed(tensors.items())))
 
 
 def test_a_file_of_no_layout_or_of_two_is_refused() -> None:
     with pytest.raises(WeightsError) as refused:
-        recognise(["stem.0.weight", "stem.0.bias", "head.fc.weight"], place="x.pt")
+        recognise(dict.fromkeys(["stem.0.weight", "stem.0.bias", "head.fc.weight"], torch.zeros(1)), place="x.pt")
     assert str(refused.value) == f"x.pt: its 3 keys are those of no known layout; they start with stem.0, head.fc\n{known()}"
-    both = [*timm_vit().state_dict(), *BertModel(BertConfig(**BERT)).state_dict()]
+    both = {**timm_vit().state_dict(), **BertModel(BertConfig(**BERT)).state_dict()}
     with pytest.raises(WeightsError) as refused:
         recognise(both, place="x.pt")
     assert str(refused.value) == "x.pt: its keys are those of timm_vit and of bert. Convert it first and say which: python scripts/convert.py x.pt OUT --layout timm_vit"
@@ -329,7 +330,9 @@ def test_weights_that_cannot_be_are_refused_before_data_are_touched(tmp_path: Pa
     file = written(tmp_path / "vit.safetensors", timm_vit())
     told = {
         f"weights={tmp_path}/nothing": f"weights: there is no {tmp_path}/nothing (accepted: a run folder, a folder of weights, or a .safetensors, .pt, .pth, .bin or .ckpt file)\n",
-        f"weights={{visoin: {file}}}": "weights.visoin: 'albef' has no such part (it has: vision, text, fusion, align). Did you mean 'vision'?\n",
+        f"weights={{visoin: {file}}}": "weights.visoin: 'albef' has no such part (it has: vision, text, fusion, align, heads). Did you mean 'vision'?\n",
+        f"weights={{heads.itn: {file}}}": "weights.heads.itn: 'heads.itn' matches nothing: heads has no 'itn' (it has: itm, mlm). Did you mean 'itm'?\n",
+        f"weights={{vision.trunk.blocks.0-9: {file}, vision.nek: {file}}}": "weights.vision.nek: 'vision.nek' matches nothing: vision has no 'nek' (it has: embed, trunk, neck). Did you mean 'neck'?\n",
         f"weights={{vision: {file}}}": (
             f"weights.vision: {file} (timm_vit: a vision transformer of timm or DeiT, for the vision part of any recipe with vision=vit) does not fit model=albef.\n"
             "the weights do not fit\n"
@@ -340,6 +343,19 @@ def test_weights_that_cannot_be_are_refused_before_data_are_touched(tmp_path: Pa
         assert code == 2
         assert said == message or (message.endswith("the weights do not fit\n") and message in said)
         assert not (tmp_path / "cache").exists()
+
+
+def test_a_group_of_the_optimiser_that_matches_nothing_is_refused_before_data_are_touched(tmp_path: Path) -> None:
+    code, said = train(["model=clip", f"run_dir={tmp_path / 'run'}", "optim.groups=[{match: vision.trunk.blocks.9, lr_scale: 5.0}]", f"paths.cache={tmp_path / 'cache'}", *NARROW], tmp_path / "log")
+    assert (code, said) == (2, "optim.groups[0].match: 'vision.trunk.blocks.9' matches no trainable parameter that an earlier group left\n")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_network_that_a_library_built_with_its_weights_is_loaded_too() -> None:
+    model = ours("model=clip").model
+    assert loaded([], model, {"model": {"vision": {"embed": {"pretrained": False}}, "text": {"embed": {"pretrained": "folder"}}, "ties": []}}) == [
+        name for name, _ in model.named_parameters() if name.startswith("text.embed.")
+    ]
 
 
 def test_weights_of_another_tokenizer_are_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _COMMENTS = 4 << 20  # bytes that the texts of a PNG may unpack to
 _SCANNED = 1 << 34  # bytes times pixels above which the scans of a JPEG are counted
 # All that Pillow's parsers were seen to raise on damaged files.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error)
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"adobe.xmp")  # chunks of a PNG that can tell an orientation
 UPRIGHT = 1  # its value for an image stored as it is meant to be seen
 
 # Images that the fast decoder would not take, by cause, since this process and its readers started; reports show it, nothing hangs on it.
@@ -263,9 +264,10 @@ def _open(payload: bytes, limits: Limits) -> Header:
     name = "JPEG" if image.format in ("JPEG", "MPO") else str(image.format)
     if name == "JPEG":
         _judge_scans(payload, image.width * image.height, limits)
+    told = image.format != "PNG" or any(mark in payload for mark in _PNG_EXIF)  # else the library decodes all pixels to look behind them
     try:
         with _strictly():
-            turned = image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
+            turned = told and image.getexif().get(ORIENTATION, UPRIGHT) in (5, 6, 7, 8)
     except BROKEN as error:
         raise _broken(error, payload) from None
     width, height = image.size[::-1] if turned else image.size
@@ -290,7 +292,7 @@ def read_caption(txt: bytes | None, record: bytes | None, *, needed: bool = True
     `captions` of the record wins over its `caption`, and that over KEY.txt; blank ones are passed over. Where none is `needed` and there is
     none, [] takes the place of missing_caption. Raises Refused("missing_caption" | "empty_caption" | "bad_utf8" | "bad_record").
     """
-    fields = _read_record(record) if record is not None else {}
+    fields = read_record(record) if record is not None else {}
     found = False
     for candidates in (fields.get("captions"), fields.get("caption"), txt):
         if candidates is None:
@@ -317,7 +319,8 @@ def _utf8(raw: bytes) -> str:
         raise Refused("bad_utf8", str(error)) from None
 
 
-def _read_record(raw: bytes) -> dict[str, Any]:
+def read_record(raw: bytes) -> dict[str, Any]:
+    """A KEY.json as a dict. Raises Refused("bad_utf8" | "bad_record")."""
     if len(raw) > MAX_RECORD:
         raise Refused("bad_record", f"{len(raw)} bytes of JSON, at most {MAX_RECORD}")
     try:

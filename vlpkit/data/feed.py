@@ -118,14 +118,15 @@ class TrainItems(Dataset[Item]):
 
     def __init__(
         self, *, reader: Reader, order: Sequenced, share: Share, transforms: Sequence[Transform | None], words: Words | None,
-        regions: Detections | None = None, questions: Questions | None = None, second: bool = False,
+        regions: Detections | None = None, questions: Questions | None = None, second: bool = False, ahead: Callable[[int], None],
     ) -> None:
-        self.reader, self.order, self.share, self.words, self.second = reader, order, share, words, second
+        self.reader, self.order, self.share, self.words, self.second, self.ahead = reader, order, share, words, second, ahead
         self.looks = [Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None) for transform in transforms]
         self._rngs = [sample_rng(0, 0, row) for row in range(min(BLOCK, share.micro))]
 
     def __getitem__(self, turn: int) -> Item:
         start, before = self.share.start(turn), slow_path.copy()
+        self.ahead(start)
         faults: list[Fault] = []
         samples: list[Sample] = []
         pixels = self.looks[0].canvas(self.share.micro)
@@ -271,7 +272,7 @@ def arrived(items: Iterator[Arrival], *, workers: int) -> Iterator[Arrival]:
 def fault(reader: Reader, number: int, refused: Refused, *, position: int, attempt: int) -> Fault:
     """What the ledger needs to know of a refusal."""
     shard, _ = reader.index.shard_of(number)
-    return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].path, refused.detail)
+    return Fault(position, attempt, refused.reason, reader.index.key(number), reader.index.shards[shard].shown, refused.detail)
 
 
 def another(text: str, captions: Sequence[str], number: int) -> str:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlpkit.data.manifest import compare
+from vlpkit.data.place import is_remote
 from vlpkit.data.recent import Recent
-from vlpkit.data.table import Shard, Table, load_shard, load_table
-from vlpkit.data.tarscan import Flaw
+from vlpkit.data.remote import Remote
+from vlpkit.data.remoteindex import load_remote, table_again
+from vlpkit.data.table import Shard, Table, load_shard, load_table, read_table, unreadable
 from vlpkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -46,13 +48,14 @@ class Index:
         shards: S shards.
         folder: where their tables are cached; None: nowhere.
         held: packed tables that no file holds, by path.
+        remote: opens remote shards; None: there are none.
     """
 
-    def __init__(self, shards: Sequence[Shard], *, folder: Path | None, held: dict[str, bytes] | None = None) -> None:
+    def __init__(self, shards: Sequence[Shard], *, folder: Path | None, held: dict[str, bytes] | None = None, remote: Remote | None = None) -> None:
         self.shards = tuple(shards)
         self.sizes: NDArray[np.int64] = np.array([shard.samples for shard in self.shards], dtype=np.int64)
         self._ends: list[int] = np.cumsum(self.sizes).tolist()
-        self._folder, self._held = folder, held or {}
+        self._folder, self._held, self._remote = folder, held or {}, remote
         self._tables: Recent[int, Table | None] = Recent(self._load, limit=_TABLES)
 
     def __len__(self) -> int:
@@ -75,6 +78,11 @@ class Index:
         shard = bisect_right(self._ends, number)  # on a list: a search by numpy for one number takes ten times as long
         return shard, number - (self._ends[shard - 1] if shard else 0)
 
+    def shards_of(self, numbers: NDArray[np.int64]) -> list[int]:
+        """The shards of these samples, each once, in the order in which they come up."""
+        found, first = np.unique(np.searchsorted(self._ends, numbers, side="right"), return_index=True)
+        return [int(shard) for shard in found[np.argsort(first)]]
+
     def first(self, limit: int | None) -> NDArray[np.int64]:
         """(S,) samples of each shard when only the first `limit` count; None: all."""
         return self.sizes if limit is None else np.diff(np.minimum(self._ends, limit), prepend=0)
@@ -95,6 +103,8 @@ class Index:
         shard = self.shards[at]
         if shard.path in self._held:
             return Table.unpack(self._held[shard.path])
+        if self._remote is not None and is_remote(shard.path):
+            return read_table(shard, self._folder) or table_again(shard, self._remote)
         return load_table(shard, folder=self._folder)
 
 
@@ -103,10 +113,12 @@ def join(parts: Sequence[Index]) -> Index:
     if len(parts) == 1:
         return parts[0]
     held = {path: body for part in parts for path, body in part._held.items()}
-    return Index([shard for part in parts for shard in part.shards], folder=parts[0]._folder, held=held)
+    return Index([shard for part in parts for shard in part.shards], folder=parts[0]._folder, held=held, remote=parts[0]._remote)
 
 
-def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, verify: bool = False, key: str = "data.shards") -> Index:
+def build_index(
+    shards: Sequence[str], *, cache: Path | None, max_bad_share: float = 0.0, verify: bool = False, key: str = "data.shards", remote: Remote | None = None
+) -> Index:
     """Index shards, from the cache where it still holds.
 
     Args:
@@ -115,6 +127,7 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
         max_bad_share: share of the shards that may be damaged; their readable samples are kept and the damage is counted.
         verify: compare the sha256 of each shard with that of the manifest beside it.
         key: configuration key named in refusals.
+        remote: opens remote shards; None: one with its own defaults, in `cache`.
 
     Raises:
         DataError: more shards are damaged than that, each named with its reason, or no sample is left.
@@ -123,11 +136,14 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
     found: list[Shard] = []
     held: dict[str, bytes] = {}
     then = time.monotonic()
+    away = [path for path in shards if is_remote(path)]
+    remote = _remote(cache, key) if away and remote is None else remote
+    there = load_remote(away, tables=folder, remote=remote, key=key) if away and remote is not None else {}
     for number, path in enumerate(shards):
         try:
-            shard, body = load_shard(path, folder=folder)
+            shard, body = there[path] if path in there else load_shard(path, folder=folder)
         except OSError as error:
-            shard, body = Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),)), None
+            shard, body = unreadable(path, error), None
         found.append(shard)
         if body is not None:
             held[path] = body
@@ -138,15 +154,21 @@ def build_index(shards: Sequence[str], *, cache: Path | None, max_bad_share: flo
         log.warning("%s: %s cannot be written, so the index is made anew at every start. Set paths.cache to a writable folder.", key, folder)
     found = compare(found, folder=folder, verify=verify, key=key)
     _judge(found, max_bad_share, key)
-    return Index(found, folder=folder, held=held)
+    return Index(found, folder=folder, held=held, remote=remote)
+
+
+def _remote(cache: Path | None, key: str) -> Remote:
+    if cache is None:
+        raise DataError(f"{key}: remote shards are read through a cache, and there is no folder for one.")
+    return Remote(cache)
 
 
 def _judge(shards: Sequence[Shard], max_bad_share: float, key: str) -> None:
     for shard in shards:
         for note in shard.notes:
-            log.warning("%s: %s: %s", key, shard.path, note)
+            log.warning("%s: %s: %s", key, shard.shown, note)
     bad = [shard for shard in shards if shard.flaws]
-    lines = [f"  {shard.path}: " + "; ".join(f"{flaw.reason} ({flaw.detail})" for flaw in shard.flaws) for shard in bad]
+    lines = [f"  {shard.shown}: " + "; ".join(f"{flaw.reason} ({flaw.detail})" for flaw in shard.flaws) for shard in bad]
     shown = "\n".join(lines[:_NAMED] + [f"  and {len(lines) - _NAMED} more"] * (len(lines) > _NAMED))
     if not sum(shard.samples for shard in shards):
         raise DataError(f"{key}: {len(shards)} shards hold no sample.\n{shown}\nFetch them again, or name others.")

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from vlpkit.data.arrays import MEMBER
 from vlpkit.data.decode import Refused, read_caption
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
-from vlpkit.data.regions import MEMBER, Detections, Found
+from vlpkit.data.regions import Detections, Found
 from vlpkit.data.transforms import Transform, View, canvas
 from vlpkit.types import IGNORE
 

@@ -17,11 +17,11 @@ from vlpkit.data.durable import read_json, write_json
 from vlpkit.data.table import Shard
 from vlpkit.data.tarscan import Flaw
 from vlpkit.errors import DataError
+from vlpkit.sidecar import digest
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 _PATIENCE = 10.0  # seconds between lines of progress
 
 
@@ -70,14 +70,14 @@ def _entries(where: str) -> Mapping[str, Mapping[str, Any]]:
     return entries
 
 
-def _compared(shard: Shard, entry: Mapping[str, Any], digest: Callable[[Shard], str | None]) -> Shard:
+def _compared(shard: Shard, entry: Mapping[str, Any], hashed: Callable[[Shard], str | None]) -> Shard:
     found = {"bytes": shard.size, "samples": shard.samples}
     wrong = [f"{value} {word}, where {MANIFEST} says {entry[word]}" for word, value in found.items() if entry.get(word, value) != value]
     if any(flaw.reason == "unreadable" for flaw in shard.flaws):
         return shard
     if wrong:
         return replace(shard, flaws=(*shard.flaws, Flaw("manifest_disagrees", "; ".join(wrong))))
-    seen = digest(shard)
+    seen = hashed(shard)
     if seen is not None and seen != entry["sha256"]:
         return replace(shard, flaws=(*shard.flaws, Flaw("altered", f"its sha256 is {seen[:12]}..., where {MANIFEST} says {entry['sha256'][:12]}...")))
     return shard
@@ -90,11 +90,8 @@ def _digest(shard: Shard, folder: Path | None) -> str:
     known = {} if kept is None else read_json(kept) or {}
     if all(known.get(word) == fact for word, fact in facts.items()) and isinstance(known.get("sha256"), str):
         return str(known["sha256"])
-    digest = hashlib.sha256()
-    with open(shard.path, "rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
+    found = digest(Path(shard.path))
     if kept is not None:
         with suppress(OSError):  # a cache that cannot be written is told of by the index
-            write_json(kept, {**facts, "sha256": digest.hexdigest()})
-    return digest.hexdigest()
+            write_json(kept, {**facts, "sha256": found})
+    return found

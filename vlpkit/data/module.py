@@ -4,30 +4,32 @@ The constructor is the schema of `conf/data/*.yaml`; everything that matters to 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from vlpkit.data.ahead import Ahead
 from vlpkit.data.decode import Refused, slow_path
 from vlpkit.data.faults import Ledger, together
 from vlpkit.data.feed import EvalBatch, EvalItem, EvalItems, TrainItems, TrainLoader, arrived
-from vlpkit.data.index import Index, build_index, join
+from vlpkit.data.index import Index, build_index
 from vlpkit.data.look import captions_of
-from vlpkit.data.mixture import Mixture, Sequenced, counted
+from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import read_mix
+from vlpkit.data.place import real, shown
+from vlpkit.data.pool import Pool
 from vlpkit.data.questions import Questions
-from vlpkit.data.reader import Reader
+from vlpkit.data.reader import LocalStore, Reader
 from vlpkit.data.regions import Detections
+from vlpkit.data.remote import Remote
 from vlpkit.data.shardlist import expand
 from vlpkit.data.share import Share, divide
-from vlpkit.data.state import FORMAT, check_state, told_of
+from vlpkit.data.state import FORMAT, check_state
 from vlpkit.data.stock import Stock, Together
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import EvalTransform, TrainTransform, safe_augment
@@ -56,7 +58,10 @@ class DataModule(pl.LightningDataModule):
         safe: min_crop, mirror and randaugment that these captions survive.
         eval_resize: "squash" or "crop".
         root: folder that shard patterns start from.
-        cache: folder for the index.
+        cache: folder for the index, and for copies of remote shards.
+        cache_bytes: room for all copies together, such as 64GB; least recently used ones give way.
+        timeout: seconds for which a server of shards may be silent before it is asked again.
+        tries: how often in a row a server may fail before a shard counts as unusable.
         image_size: S, pixels a side; None: pixels are neither read nor decoded.
         seed: of order, captions and augmentation.
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
@@ -94,10 +99,15 @@ class DataModule(pl.LightningDataModule):
         questions: Questions | None = None,
         second: bool = False,
         mix: Mapping[str, Any] | None = None,
+        cache_bytes: str | int = "64GB",
+        timeout: float = 60.0,
+        tries: int = 6,
         sources: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> None:
         super().__init__()
-        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1))
+        _check(val_batch=(val_batch, 1), window=(window, 1), workers=(workers, 0), limit=(1 if limit is None else limit, 1), tries=(tries, 1))
+        if not timeout > 0:
+            raise ConfigError(f"data.timeout is {timeout}; it is a number of seconds above 0")
         if not 0 <= max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share is {max_bad_share}; it is a share of the samples, from 0 to 1")
         self.name, self.shards, self.val_shards = name, shards, val_shards
@@ -108,17 +118,19 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError("data.regions is null, but the vision part reads no pixels. Use vision=regions, which asks for regions, or another vision")
         if image_size is not None and regions is not None:
             raise ConfigError("data.regions measures boxes on whole images, but the vision part reads pixels, which are cut. Take data.regions away")
-        self.sets, self.mixed = read_mix(mix, name=name, shards=shards, root=root, limit=limit, safe=safe), bool(mix)
+        sets = read_mix(mix, name=name, shards=shards, root=root, limit=limit, safe=safe)
+        self.remote = Remote(self.cache, limit=cache_bytes, timeout=timeout, tries=tries, window=window * len(sets))
+        self.pool = Pool(sets, mixed=bool(mix), build=self._index, window=window)
         if questions is not None and questions.numbers is None:
             raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
         self.regions, self.questions, self.second = regions, questions, second
         self.train_transform = self._transform(augment, safe, "data.safe")
         self.set_transforms = [
-            self.train_transform if one.safe == safe else self._transform(augment, one.safe, one.place("safe")) for one in self.sets.values()
+            self.train_transform if one.safe == safe else self._transform(augment, one.safe, one.place("safe")) for one in sets.values()
         ]
         self.eval_transform = None if image_size is None else EvalTransform(image_size=image_size, resize=eval_resize)
         self.samples_seen = 0  # of the whole world; set by the training module when a step is done
-        self.ledgers = {name: Ledger(max_bad_share=max_bad_share, key=one.key) for name, one in self.sets.items()}
+        self.ledgers = {name: Ledger(max_bad_share=max_bad_share, key=one.key) for name, one in sets.items()}
         self.val_ledger = Ledger(max_bad_share=1.0, key="data.val_shards")
         self.wishes = read_wishes(sources)
         self.share: Share | None = None
@@ -128,20 +140,13 @@ class DataModule(pl.LightningDataModule):
         wishes = safe_augment(augment, safe, place=place)
         return None if self.image_size is None else TrainTransform(image_size=self.image_size, **wishes)
 
-    @cached_property
+    @property
     def index(self) -> Index:
         """The training samples. Raises DataError for missing shards, damaged ones, or none."""
-        return join(list(self._indexes.values()))
-
-    @cached_property
-    def _indexes(self) -> dict[str, Index]:
-        """Of every set."""
-        paths = {name: expand(one.shards, one.root, key=one.key) for name, one in self.sets.items()}
-        _once_each(paths)
-        return {name: self._index(paths[name], one.key) for name, one in self.sets.items()}
+        return self.pool.index
 
     def _index(self, paths: Sequence[str], key: str) -> Index:
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key, remote=self.remote)
         log.info("%s: %d samples in %d shards", key, len(index), len(index.shards))
         return index
 
@@ -152,34 +157,16 @@ class DataModule(pl.LightningDataModule):
         if not self.val_shards:
             raise DataError(f"{key} is empty, so there is nothing to evaluate on. Name validation shards: {key}=...")
         paths = expand(self.val_shards, self.root, key=key)
-        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key)
-        both = {os.path.realpath(path) for path in paths} & {os.path.realpath(path) for path in self._train_paths()}
+        index = build_index(paths, cache=self.cache, max_bad_share=self.max_bad_share, verify=self.verify, key=key, remote=self.remote)
+        both = {real(path) for path in paths} & {real(path) for path in self.pool.paths()}
         if both:
-            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), sorted(both)[0])
+            log.warning("%s shares %d shards with data.shards (%s): evaluation sees training samples", key, len(both), shown(sorted(both)[0]))
         return index
-
-    def _train_paths(self) -> list[str]:
-        """Training shards, as far as they are here: an evaluation does without."""
-        found: list[str] = []
-        for one in self.sets.values():
-            with suppress(DataError):
-                found += expand(one.shards, one.root)
-        return found
 
     @cached_property
     def order(self) -> Sequenced:
         """Which sample stands at which position."""
-        return self._order(self.seed, self.limit)
-
-    def _order(self, seed: int, limit: int | None) -> Sequenced:
-        """The pairs in the order of a seed; of a mixture, the first `limit` samples of each set at most."""
-        if not self.mixed:
-            return Order(self.index.first(limit), seed=seed, window=self.window)
-        sets, indexes = list(self.sets.values()), list(self._indexes.values())
-        limits = [min((most for most in (one.limit, limit) if most is not None), default=None) for one in sets]
-        orders = [Order(index.first(most), seed=seed_beside(seed, one.name), window=self.window) for one, index, most in zip(sets, indexes, limits)]
-        counts = counted([one.weight for one in sets], [len(order) for order in orders], percent=sets[0].percent)
-        return Mixture(orders, lengths=[len(index) for index in indexes], counts=counts, seed=seed)
+        return self.pool.order(self.seed, self.limit)
 
     @cached_property
     def stocks(self) -> dict[str, Stock]:
@@ -190,7 +177,7 @@ class DataModule(pl.LightningDataModule):
         key, seed = f"{wish.key}.shards", seed_beside(self.seed, wish.name)
         ledger = Ledger(max_bad_share=self.max_bad_share, key=key)
         if wish.shards is None:
-            return Stock(wish, self.index, self._order(seed, wish.limit), ledger)
+            return Stock(wish, self.index, self.pool.order(seed, wish.limit), ledger)
         index = self._index(expand(wish.shards, self.root, key=key), key)
         return Stock(wish, index, Order(index.first(wish.limit), seed=seed, window=self.window), ledger)
 
@@ -206,18 +193,6 @@ class DataModule(pl.LightningDataModule):
     def ledger(self) -> Ledger:
         """What became of the pairs on this rank, all sets together."""
         return together(list(self.ledgers.values()))
-
-    def mixture(self, samples: int) -> list[str]:
-        """Of a mixture, a line a set: its share of the samples, and how often an epoch and how often so many samples pass over it."""
-        if not self.mixed:
-            return []
-        sets = list(self.sets.values())
-        lengths = [int(self._indexes[one.name].first(one.limit).sum()) for one in sets]
-        counts = counted([one.weight for one in sets], lengths, percent=sets[0].percent)
-        return [
-            f"{one.name}: {100 * count / sum(counts):.1f} % of the samples, {count / length:.2f} passes an epoch, {samples * count / sum(counts) / length:.2f} in the run"
-            for one, length, count in zip(sets, lengths, counts)
-        ]
 
     @property
     def steps_per_epoch(self) -> float:
@@ -249,8 +224,8 @@ class DataModule(pl.LightningDataModule):
         both: dict[str, Any] = {"regions": self.regions, "questions": self.questions, "second": self.second}
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         times: dict[str, Any] = {"span": lambda: range(share.turn(self.samples_seen), stop), "workers": self.workers}
-        items = TrainItems(reader=Reader(self.index), order=self.order, share=share, transforms=self.set_transforms, words=self.words, **both)
-        pairs = TrainLoader(items, ledgers=list(self.ledgers.values()), key="data.mix" if self.mixed else "data.shards", **times)
+        items = TrainItems(**self._read(self.index, self.order), share=share, transforms=self.set_transforms, words=self.words, **both)
+        pairs = TrainLoader(items, ledgers=list(self.ledgers.values()), key=self.pool.key, **times)
         if not self.stocks:
             return pairs
         loaders = {PAIRS: pairs}
@@ -260,9 +235,14 @@ class DataModule(pl.LightningDataModule):
                 "pairs": {**both, "transforms": seen, "words": self.words}, "texts": {"transforms": [None] * len(seen), "words": self.words},
                 "images": {"transforms": seen, "regions": self.regions, "words": None},
             }[stock.wish.holds]  # fmt: skip
-            items = TrainItems(reader=Reader(stock.index), order=stock.order, share=stock.wish.divided(share), **wanted)
+            items = TrainItems(**self._read(stock.index, stock.order), share=stock.wish.divided(share), **wanted)
             loaders[name] = TrainLoader(items, ledgers=[stock.ledger] * len(seen), key=stock.ledger.key, source=name, **times)
         return Together(loaders)
+
+    def _read(self, index: Index, order: Sequenced) -> dict[str, Any]:
+        """What reads the samples of an index in an order, and fetches those of remote shards ahead."""
+        store, span = LocalStore(self.remote.open), -(-len(index) * self.remote.window // len(index.shards))
+        return {"reader": Reader(index, store=store), "order": order, "ahead": Ahead(self.remote, store, index, order, span=span)}
 
     def eval_batches(self, *, batch: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[EvalBatch]:
         """Validation samples in index order; unusable ones are left out and counted.
@@ -275,7 +255,7 @@ class DataModule(pl.LightningDataModule):
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
         items = EvalItems(
-            reader=Reader(self.val_index), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
+            reader=Reader(self.val_index, store=LocalStore(self.remote.open)), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
         )
         workers = min(self.workers, len(spans))
         return self._evaluate(arrived(load(items, spans, workers=workers, key=self.val_ledger.key), workers=workers))
@@ -298,7 +278,7 @@ class DataModule(pl.LightningDataModule):
     def captions(self, *, limit: int | None = None) -> Iterator[str]:
         """Captions of the training samples in index order, of a mixture set by set in turn, at most `limit`; no image is decoded, and unusable
         samples are passed over."""
-        reader, given = Reader(self.index), 0
+        reader, given = Reader(self.index, store=LocalStore(self.remote.open)), 0
         for number in self.order.numbers():
             try:
                 found = captions_of(reader, number, self.questions)
@@ -316,25 +296,24 @@ class DataModule(pl.LightningDataModule):
         for stock in self.stocks.values():
             damaged |= dict(stock.index.flaws)
         beside = {name: stock.ledger.report()._asdict() for name, stock in self.stocks.items()}
-        sets = {name: ledger.report()._asdict() for name, ledger in self.ledgers.items()} if self.mixed else {}
+        sets = {name: ledger.report()._asdict() for name, ledger in self.ledgers.items()} if self.pool.mixed else {}
         found = {"train": self.ledger.report()._asdict(), "val": self.val_ledger.report()._asdict(), "damaged_shards": damaged, "slow_path": dict(slow_path)}
         return found | ({"sets": sets} if sets else {}) | ({"sources": beside} if beside else {})
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data as plain types: no rank and no worker."""
         beside = {name: [s.index.fingerprint, s.wish.holds, s.wish.batch(self.batch), s.wish.limit] for name, s in self.stocks.items()}
-        sets = {name: {"weight": str(one), "limit": one.limit, **told_of(self._indexes[name])} for name, one in self.sets.items()} if self.mixed else {}
         return {
             "format": FORMAT,
             "name": self.name,
             "samples_seen": self.samples_seen,
-            **told_of(self.index),
+            **self.pool.state(),
             "limit": self.limit,
             "window": self.window,
             "seed": self.seed,
             "global_batch": self.batch,
             "words": None if self.words is None else self.words.fingerprint,
-        } | {word: found for word, found in (("mix", sets), ("sources", beside)) if found}
+        } | ({"sources": beside} if beside else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Seek to a saved position. Raises ResumeError, both values shown, when it belongs to another sequence of batches."""
@@ -353,12 +332,3 @@ def _check(**counts: tuple[int, int]) -> None:
     for word, (found, least) in counts.items():
         if found < least:
             raise ConfigError(f"data.{word} is {found}; it must be at least {least}")
-
-
-def _once_each(paths: Mapping[str, Sequence[str]]) -> None:
-    """A shard in two sets would be two samples that are one. Raises DataError."""
-    owners: dict[str, str] = {}
-    for name, found in paths.items():
-        for path in found:
-            if (other := owners.setdefault(os.path.realpath(path), name)) != name:
-                raise DataError(f"data.mix: {path} stands in {other} and in {name}. Leave it to one of them; a greater weight reads a set more often")

@@ -51,7 +51,7 @@ class PairSet:
         return f"data.{word}" if self.main else f"data.mix.{self.name}.{word}"
 
     def __str__(self) -> str:
-        return f"{self.weight:g} %" if self.percent else f"{self.weight:g} passes an epoch"
+        return f"{self.weight} %" if self.percent else f"{self.weight} passes an epoch"
 
 
 def read_mix(

@@ -1,17 +1,19 @@
-"""The bytes of one sample, by its number: the only file that opens shards to read payloads.
-Another kind of store (remote shards in a bounded cache, say) takes the place of `LocalStore` and nothing else changes."""
+"""The bytes of one sample, by its number: the only file that reads payloads.
+Where a shard is does not matter here: a `LocalStore` is told how to open one, and `remote` opens the local copies of remote ones."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vlpkit.data.decode import LIMITS, Refused
-from vlpkit.data.index import Index
 from vlpkit.data.recent import Recent
 from vlpkit.data.table import Shard
+
+if TYPE_CHECKING:  # which reads remote shards through what opens them here
+    from vlpkit.data.index import Index
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of an image, the preferred first
 TEXTS = ("txt", "json")
@@ -28,12 +30,32 @@ class Store(Protocol):
     def forget(self, shard: Shard) -> None: ...
 
 
-class LocalStore:
-    """Local shards by `pread`, on a bounded number of descriptors opened by the process that uses them."""
+def open_local(shard: Shard) -> int:
+    """A descriptor of a shard on this machine. Raises Refused("shard_missing") or Refused("shard_changed"), and OSError."""
+    try:
+        descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Refused("shard_missing", shard.path) from None
+    stat = os.fstat(descriptor)
+    if (stat.st_size, stat.st_mtime_ns) != (shard.size, shard.mtime_ns):
+        os.close(descriptor)
+        raise Refused("shard_changed", f"{shard.path}: {stat.st_size} bytes now, {shard.size} when indexed, or written since")
+    return descriptor
 
-    def __init__(self) -> None:
+
+class LocalStore:
+    """Files of this machine by `pread`, on a bounded number of descriptors opened by the process that uses them.
+
+    Args:
+        open_shard: gives a descriptor, which belongs to the store.
+    """
+
+    def __init__(self, open_shard: Callable[[Shard], int] = open_local) -> None:
         self._process = os.getpid()
-        self._files: Recent[Shard, int] = Recent(_open, limit=_OPEN_FILES, drop=os.close)
+        self._files: Recent[Shard, int] = Recent(open_shard, limit=_OPEN_FILES, drop=os.close)
+
+    def __del__(self) -> None:
+        self._files.clear()
 
     def read(self, shard: Shard, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; fewer when the file ends before."""
@@ -44,6 +66,12 @@ class LocalStore:
         """Close the shard, so that another read opens it anew."""
         self._own()
         self._files.discard(shard)
+
+    def only(self, shards: Collection[Shard]) -> None:
+        """Close all others: the disk gets back the room of a removed copy only then."""
+        self._own()
+        for shard in self._files.keys() - set(shards):
+            self._files.discard(shard)
 
     def _own(self) -> None:
         """After a fork: close this process's copies of the parent's descriptors and open our own, as files may have been replaced."""
@@ -98,11 +126,11 @@ class Reader:
             try:
                 payload = self._store.read(shard, offset, size)
             except OSError as error:
-                problem = Refused("read_error", f"{shard.path}: {error.strerror or error}")
+                problem = Refused("read_error", f"{shard.shown}: {error.strerror or error}")
                 continue
             if len(payload) == size:
                 return payload
-            problem = Refused("short_read", f"{shard.path}: {len(payload)} of {size} bytes at byte {offset}")
+            problem = Refused("short_read", f"{shard.shown}: {len(payload)} of {size} bytes at byte {offset}")
         raise problem
 
 
@@ -112,15 +140,3 @@ def image_of(found: Mapping[str, bytes]) -> bytes:
     if image is None:
         raise Refused("missing_image", f"none of {', '.join(IMAGES)}")
     return image
-
-
-def _open(shard: Shard) -> int:
-    try:
-        descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Refused("shard_missing", shard.path) from None
-    stat = os.fstat(descriptor)
-    if (stat.st_size, stat.st_mtime_ns) != (shard.size, shard.mtime_ns):
-        os.close(descriptor)
-        raise Refused("shard_changed", f"{shard.path}: {stat.st_size} bytes now, {shard.size} when indexed, or written since")
-    return descriptor

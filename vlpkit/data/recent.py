@@ -28,6 +28,10 @@ class Recent(Generic[K, V]):
             self._forget(next(iter(self._held)))
         return value
 
+    def keys(self) -> set[K]:
+        """What is held."""
+        return set(self._held)
+
     def discard(self, key: K) -> None:
         """Forget one value, if held."""
         if key in self._held:

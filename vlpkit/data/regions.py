@@ -1,17 +1,9 @@
-"""What a detector found in an image, as KEY.regions.npz keeps it: features, boxes, classes; read member by member, without pickle.
-A zip may claim anything, so sizes are judged before a byte is unpacked and shapes before an array is made.
+"""What a detector found in an image, as KEY.regions.npz keeps it: which regions count, and the features, boxes and targets made of them.
 Letters: M regions, F numbers of a feature, C classes."""
 
 from __future__ import annotations
 
-import io
-import math
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,23 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vlpkit.data.arrays import MAX_REGIONS, MEMBER, Archive, boxes_of, fractions, shape_of
 from vlpkit.data.decode import Refused
 from vlpkit.types import IGNORE, ImageInput
 
-MEMBER = "regions.npz"
-MAX_BYTES = 32 << 20  # of the archive, and of what is read of it when unpacked
-MAX_REGIONS = 4096  # stored for one image
 Target = Literal["class", "confidence", "soft", "attribute", "attribute_confidence"]
 # The array each target is made of, its dimensions, and the kinds of numbers that are understood.
 _STORED: Mapping[str, tuple[str, int, str]] = {
     "class": ("classes", 1, "iu"), "confidence": ("confidences", 1, "f"), "soft": ("soft", 2, "f"),
     "attribute": ("attributes", 1, "iu"), "attribute_confidence": ("attribute_confidences", 1, "f"),
 }  # fmt: skip
-# All that the parsers of zips and arrays were seen to raise on damaged files.
-_BROKEN = (
-    zipfile.BadZipFile, zlib.error, OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, AttributeError, RuntimeError,
-    NotImplementedError, MemoryError, OverflowError, RecursionError, struct.error, tokenize.TokenError,
-)  # fmt: skip
 
 
 class Found(NamedTuple):
@@ -90,25 +75,21 @@ class Detections:
         """
         if payload is None:
             raise Refused("missing_regions", f"no KEY.{MEMBER}")
-        stored = _Archive(payload)
-        boxes = stored.array("boxes", 2, "f iu")
+        stored = Archive(payload)
+        boxes = boxes_of(stored)
         many = len(boxes)
-        if not many:
-            raise Refused("no_regions")
-        if many > MAX_REGIONS or boxes.shape[1] != 4:
-            raise Refused("bad_regions", f"boxes are {boxes.shape}; they must be (M, 4) with M at most {MAX_REGIONS}")
         features = stored.array("features", 2, "f", many)
         if features.shape[1] != self.size:
             raise Refused("bad_regions", f"features of {features.shape[1]} numbers, where the recipe reads {self.size} (data.regions.size)")
         kept = self._kept(stored, many)
         if not len(kept):
             raise Refused("no_regions", f"none of {many} reaches a confidence of {self.threshold:g}")
-        shape = _shape(stored, record)
+        shape = shape_of(stored, record)
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             found = features[kept].astype(np.float16)
         if not np.isfinite(found).all():
             raise Refused("bad_regions", "a feature is not finite, or too large for 16 bits")
-        return Found(torch.from_numpy(found), _fractions(boxes[kept], shape), {f"region_{name}": self._target(name, stored, many, kept) for name in self.targets})
+        return Found(torch.from_numpy(found), torch.from_numpy(fractions(boxes[kept], shape)), {f"region_{name}": self._target(name, stored, many, kept) for name in self.targets})
 
     def blank(self, rows: int) -> tuple[ImageInput, dict[str, Tensor]]:
         """R images and their targets as a batch has them, all zeros."""
@@ -119,7 +100,7 @@ class Detections:
         made = {"class": zeros.long(), "attribute": zeros.long(), "soft": torch.zeros(rows, self.most, self.classes or 1)}
         return image, {f"region_{name}": made.get(name, zeros) for name in self.targets}
 
-    def _kept(self, stored: _Archive, many: int) -> NDArray[np.int64]:
+    def _kept(self, stored: Archive, many: int) -> NDArray[np.int64]:
         """Rows of the regions that count; without confidences the first ones are the surest."""
         if "confidences" not in stored:
             return np.arange(min(many, self.most))
@@ -130,7 +111,7 @@ class Detections:
         sure = int((confidence >= self.threshold).sum())
         return order[: min(max(sure, self.least), self.most)]
 
-    def _target(self, name: Target, stored: _Archive, many: int, kept: NDArray[np.int64]) -> Tensor:
+    def _target(self, name: Target, stored: Archive, many: int, kept: NDArray[np.int64]) -> Tensor:
         key, ndim, kinds = _STORED[name]
         if name == "class" and key not in stored and "soft" in stored:
             soft = self._soft(stored, many)
@@ -150,7 +131,7 @@ class Detections:
             raise Refused("bad_regions", f"{key} reach from {ids.min()} to {ids.max()}, where the recipe knows 0 to {limit - 1} (data.regions.{key})")
         return torch.from_numpy(ids)
 
-    def _soft(self, stored: _Archive, many: int) -> NDArray[Any]:
+    def _soft(self, stored: Archive, many: int) -> NDArray[Any]:
         soft = stored.array("soft", 2, "f", many)
         if soft.shape[1] != self.classes:
             raise Refused("bad_regions", f"soft has {soft.shape[1]} classes, where the recipe knows {self.classes} (data.regions.classes)")
@@ -177,84 +158,3 @@ def pad(found: Sequence[Found]) -> tuple[ImageInput, dict[str, Tensor]]:
     image = ImageInput(regions=laid([one.features for one in found], 0), boxes=laid([one.boxes for one in found], 0), mask=mask)
     names = found[0].targets
     return image, {name: laid(ts := [one.targets[name] for one in found], 0 if ts[0].is_floating_point() else IGNORE) for name in names}
-
-
-def _shape(stored: _Archive, record: Mapping[str, Any]) -> tuple[float, float]:
-    """Width and height in pixels of the image that boxes are measured in."""
-    if "size" in stored:
-        size = stored.array("size", 1, "f iu")
-        if len(size) != 2:
-            raise Refused("bad_regions", f"size holds {len(size)} numbers; it is width and height")
-        width, height = (float(edge) for edge in size)
-    else:
-        width, height = (float(edge) if isinstance(edge := record.get(word), int | float) else math.nan for word in ("width", "height"))
-    if not (0 < width < math.inf and 0 < height < math.inf):
-        raise Refused("bad_regions", "the image's size in pixels is unknown: neither `size` beside the boxes nor `width` and `height` of KEY.json")
-    return width, height
-
-
-def _fractions(boxes: NDArray[Any], shape: tuple[float, float]) -> Tensor:
-    """(M, 4) pixels to fractions of the image; what reaches out of it by rounding is cut off."""
-    corners = boxes.astype(np.float64)
-    if not np.isfinite(corners).all():
-        raise Refused("bad_regions", "a box is not finite")
-    if (corners[:, :2] > corners[:, 2:]).any():
-        raise Refused("bad_regions", "a box ends before it begins; its corners are x1, y1, x2, y2")
-    return torch.from_numpy((corners / np.array([*shape, *shape])).clip(0, 1).astype(np.float32))
-
-
-class _Archive:
-    """The arrays of an npz by name, each unpacked when it is asked for. Raises Refused("too_many_bytes" | "broken_regions" | "bad_regions")."""
-
-    def __init__(self, payload: bytes) -> None:
-        if len(payload) > MAX_BYTES:
-            raise Refused("too_many_bytes", f"{len(payload)} bytes of regions, at most {MAX_BYTES}")
-        try:
-            self._zip = zipfile.ZipFile(io.BytesIO(payload))
-            self._members = {info.filename: info for info in self._zip.infolist()}
-        except _BROKEN as error:
-            raise Refused("broken_regions", str(error)) from None
-        self._left = MAX_BYTES
-
-    def __contains__(self, name: str) -> bool:
-        return f"{name}.npy" in self._members
-
-    def array(self, name: str, ndim: int, kinds: str, many: int | None = None) -> NDArray[Any]:
-        """One array of so many dimensions, of a kind of number among `kinds` and, where told, with `many` rows."""
-        if name not in self:
-            raise Refused("bad_regions", f"there is no array {name!r} (there are: {', '.join(sorted(self._members)) or 'none'})")
-        info = self._members[f"{name}.npy"]
-        if info.file_size > self._left:
-            raise Refused("too_many_bytes", f"{name} unpacks to {info.file_size} bytes; at most {MAX_BYTES} are read of one image")
-        self._left -= info.file_size
-        try:
-            array = _parse(self._zip.read(info))
-        except _BROKEN as error:
-            raise Refused("broken_regions", f"{name}: {error}") from None
-        if array.ndim != ndim or array.dtype.kind not in kinds or (many is not None and len(array) != many):
-            rows = "M" if many is None else many
-            raise Refused("bad_regions", f"{name} is {array.dtype} {array.shape}; it must be ({', '.join([str(rows), '...'][:ndim])}) of the kind {kinds}")
-        return array
-
-
-def _parse(raw: bytes) -> NDArray[Any]:
-    """An npy file of plain numbers whose header says no more than there is. Raises ValueError."""
-    wide = raw[6:7] != b"\x01"  # version 2 has four bytes for the header's length
-    start = 10 + 2 * wide + int.from_bytes(raw[8 : 10 + 2 * wide], "little")
-    shape, column_major, dtype = _header(raw[:start])
-    body = raw[start:]
-    if math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"{shape} of {dtype} do not fill {len(body)} bytes")
-    return np.frombuffer(body, dtype).reshape(shape, order="F" if column_major else "C")
-
-
-@lru_cache(maxsize=4096)  # headers are few, and reading one takes longer than all the rest
-def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of an npy file. Raises ValueError, or what numpy raises on a damaged header."""
-    stream = io.BytesIO(raw)
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    shape, column_major, dtype = read(stream)
-    if dtype.kind not in "fiu" or min(shape, default=0) < 0:
-        raise ValueError(f"{shape} of {dtype} are no numbers that are read")
-    return shape, column_major, dtype

@@ -75,7 +75,7 @@ def check_words(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
 
 
 def _samples(state: Mapping[str, Any]) -> str:
-    counts = f"{state['samples']} samples in {state['shards']} shards, " if "samples" in state else ""  # which older checkpoints do not tell
+    counts = f"{state['samples']} samples in {state['shards']} shard{'s' * (state['shards'] != 1)}, " if "samples" in state else ""  # which older checkpoints do not tell
     return f"{counts}fingerprint {state['fingerprint'][:_DIGITS]}"
 
 

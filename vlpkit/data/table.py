@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlpkit.data.tarscan import BLOCK, Flaw, Member, Scan, scan
+from vlpkit.data import place
+from vlpkit.data.tarscan import BLOCK, Flaw, Member, Scan, scan_open
 
 _MAGIC = b"vlpkit shard table 1\n"
 _KEYED = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's rule: up to the first dot of the base name, folder kept
@@ -29,14 +31,16 @@ class Shard:
     """What is known of a shard without its table.
 
     Args:
-        path: absolute path.
+        path: absolute path, or the address of a remote shard.
         size: bytes of the file.
-        mtime_ns: time stamp of the file.
+        mtime_ns: time stamp of the file; 0 of a remote one.
         samples: number of keys.
         digest: sha256 over base name, size and keys.
         flaws: why it is a damaged shard; empty for a whole one.
         notes: oddities that lose nothing.
         crc: of the table's bytes in the cache.
+        sha256: of a remote shard's bytes, which every download is held against; "" of a local one.
+        version: of a remote shard, as its server calls it; "" when it says nothing.
     """
 
     path: str
@@ -47,6 +51,13 @@ class Shard:
     flaws: tuple[Flaw, ...] = ()
     notes: tuple[str, ...] = ()
     crc: int = 0
+    sha256: str = ""
+    version: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Where it is, as messages may say it."""
+        return place.shown(self.path)
 
 
 @dataclass(frozen=True)
@@ -105,25 +116,30 @@ def load_shard(path: str, *, folder: Path | None) -> tuple[Shard, bytes | None]:
         OSError: the shard cannot be read.
     """
     stat = os.stat(path)
-    cached = _read_head(_cache_file(path, folder), path, stat) if folder is not None else None
-    if cached is not None:
+    cached = read_head(path, folder)
+    if cached is not None and (cached.size, cached.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         return cached, None
     shard, table = index_shard(path)
-    body = table.pack()
-    saved = folder is not None and _write(_cache_file(path, folder), shard, body)
-    return shard, None if saved else body
+    return shard, keep_table(shard, table.pack(), folder)
+
+
+def read_table(shard: Shard, folder: Path | None) -> Table | None:
+    """The table of a shard from its cache file; None when that is gone or another one."""
+    if folder is None:
+        return None
+    try:
+        text = _cache_file(shard.path, folder).read_bytes()
+    except OSError:
+        return None
+    body = text.partition(b"}\n")[2]
+    return Table.unpack(body) if body and zlib.crc32(body) == shard.crc else None
 
 
 def load_table(shard: Shard, *, folder: Path | None) -> Table | None:
-    """The table of a shard from its cache file, or from the tar when that is gone; None when the shard itself has changed since."""
-    if folder is not None:
-        try:
-            text = _cache_file(shard.path, folder).read_bytes()
-        except OSError:
-            text = b""
-        body = text.partition(b"}\n")[2]
-        if zlib.crc32(body) == shard.crc and body:
-            return Table.unpack(body)
+    """The table of a local shard from its cache file, or from the tar when that is gone; None when the shard itself has changed since."""
+    cached = read_table(shard, folder)
+    if cached is not None:
+        return cached
     try:
         again, table = index_shard(shard.path)
     except OSError:
@@ -133,14 +149,28 @@ def load_table(shard: Shard, *, folder: Path | None) -> Table | None:
 
 def index_shard(path: str) -> tuple[Shard, Table]:
     """Scan one tar and group its members by key. Raises OSError when it cannot be read."""
-    stat = os.stat(path)
-    found = scan(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return index_open(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def index_open(descriptor: int, path: str) -> tuple[Shard, Table]:
+    """Likewise for an open tar, which may be the copy of the one that `path` names."""
+    stat = os.fstat(descriptor)
+    found = scan_open(descriptor)
     table, flaws = _group(found)
     keys = "\0".join(table.keys).encode("utf-8", "surrogateescape")
-    name = os.path.basename(path).encode("utf-8", "surrogateescape")
+    name = place.name(path).encode("utf-8", "surrogateescape")
     digest = hashlib.sha256(b"%s\0%d\0%s" % (name, stat.st_size, keys)).hexdigest()
     notes = tuple(f"{note} ({count} times)" if count > 1 else note for note, count in Counter(found.notes).items())
     return Shard(path, stat.st_size, stat.st_mtime_ns, len(table.keys), digest, tuple(flaws), notes, zlib.crc32(table.pack())), table
+
+
+def unreadable(path: str, error: OSError) -> Shard:
+    """What is known of a shard that cannot be read: the reason."""
+    return Shard(path, 0, 0, 0, "", flaws=(Flaw("unreadable", error.strerror or str(error)),))
 
 
 def _group(found: Scan) -> tuple[Table, list[Flaw]]:
@@ -199,21 +229,37 @@ def _table(rows: dict[str, dict[str, Member]]) -> Table:
 
 
 def _cache_file(path: str, folder: Path) -> Path:
-    return folder / (hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32] + ".table")
+    return folder / (place.digest(path) + ".table")
 
 
-def _read_head(file: Path, path: str, stat: os.stat_result) -> Shard | None:
+def read_head(path: str, folder: Path | None) -> Shard | None:
+    """What the cache knows of a shard, of whatever size and time it was; None when it knows nothing."""
+    if folder is None:
+        return None
     try:
-        with file.open("rb") as stream:
+        with _cache_file(path, folder).open("rb") as stream:
             if stream.readline() != _MAGIC:
                 return None
-            head = json.loads(stream.readline())
-            held = {**head, "flaws": tuple(Flaw(*flaw) for flaw in head["flaws"]), "notes": tuple(head["notes"])}
-            shard = Shard(**held)
+            shard = from_head(json.loads(stream.readline()), path)
             whole = os.fstat(stream.fileno()).st_size >= stream.tell()
     except (OSError, ValueError, KeyError, TypeError):  # absent, cut short or of another version: the tar knows better
         return None
-    return shard if whole and (shard.path, shard.size, shard.mtime_ns) == (path, stat.st_size, stat.st_mtime_ns) else None
+    return shard if whole else None
+
+
+def to_head(shard: Shard) -> dict[str, Any]:
+    """A shard as JSON can hold it, its place without secrets."""
+    return {**asdict(shard), "path": shard.shown}
+
+
+def from_head(head: dict[str, Any], path: str) -> Shard:
+    """What `to_head` gave, at `path`. Raises KeyError, TypeError or ValueError when it makes no sense."""
+    return Shard(**{**head, "path": path, "flaws": tuple(Flaw(*flaw) for flaw in head["flaws"]), "notes": tuple(head["notes"])})
+
+
+def keep_table(shard: Shard, body: bytes, folder: Path | None) -> bytes | None:
+    """Cache a packed table; gives it back when no file could hold it."""
+    return None if folder is not None and _write(_cache_file(shard.path, folder), shard, body) else body
 
 
 def _write(file: Path, shard: Shard, body: bytes) -> bool:
@@ -223,7 +269,7 @@ def _write(file: Path, shard: Shard, body: bytes) -> bool:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".table-", delete=False) as stream:
             temporary = stream.name
-            stream.write(_MAGIC + json.dumps(asdict(shard), ensure_ascii=True).encode() + b"\n" + body)
+            stream.write(_MAGIC + json.dumps(to_head(shard), ensure_ascii=True).encode() + b"\n" + body)
         os.replace(temporary, file)
     except OSError:
         if temporary is not None and os.path.exists(temporary):

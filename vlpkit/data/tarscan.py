@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 BLOCK = 512
+NO_END = "no end marker: whole as far as the headers tell, or cut exactly between two members"  # the note of a tar that just stops
 _CHECKSUM = slice(148, 156)
 _REGULAR = (b"0", b"\0", b"7")
 _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE = b"L", b"K", b"S"
@@ -54,10 +55,15 @@ def scan(path: str) -> Scan:
     """Walk the headers of the tar at `path`. Raises OSError when it cannot be read; everything else is a flaw."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        walk = _Walk(descriptor)
-        walk.run()
+        return scan_open(descriptor)
     finally:
         os.close(descriptor)
+
+
+def scan_open(descriptor: int) -> Scan:
+    """Likewise for an open tar."""
+    walk = _Walk(descriptor)
+    walk.run()
     return walk.found
 
 
@@ -111,7 +117,7 @@ class _Walk:
         elif self.long_name is not None or self.pax:
             self.flaw("truncated", f"ends at byte {self.end} after a name header without its member")
         else:
-            self.found.notes.append("no end marker: whole as far as the headers tell, or cut exactly between two members")
+            self.found.notes.append(NO_END)
         return False
 
     def member(self, header: bytes) -> None:

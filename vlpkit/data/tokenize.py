@@ -83,7 +83,7 @@ class Words:
 
     Args:
         tokenizer: the fast tokenizer; it adds no special tokens of its own here.
-        special: id by name; has cls, sep, pad and unk, mask where there is one, and those that a recipe added (enc, dec).
+        special: id by name; has sep, pad and unk, cls and mask where there are any, and those that a recipe added (enc, dec).
         length: most tokens of a text, specials included.
         template: such as "[cls] {caption} [sep]", or ALBEF's "[cls] {caption}".
         clean: what is done to a caption first (`clean_words`).

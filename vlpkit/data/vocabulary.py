@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -15,6 +15,7 @@ from vlpkit.errors import ConfigError, DataError
 Kind = Literal["wordpiece", "bpe"]
 
 KEY = "model.text.words"
+TRAINING_CAPTIONS = 200_000  # that a tokenizer is trained on at most
 SPECIALS = ("pad", "unk", "cls", "sep", "mask")  # in this order, ids 0 to 4, in every trained vocabulary
 _NOTHING = KEY + ".size={size} trains a tokenizer, but the training data has no captions to learn from; check data.shards"
 
@@ -111,14 +112,7 @@ def from_transformers(name: str) -> tuple[Tokenizer, dict[str, int]]:
     folder = Path(name).is_dir()
     if not folder and (trouble := _out_of_reach(name)):
         raise _not_had(name, folder, trouble)
-    from transformers import AutoTokenizer  # heavy, and only this branch needs it
-
-    try:
-        outer = AutoTokenizer.from_pretrained(name, local_files_only=folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_had(name, folder, str(error)) from None
-    if not outer.is_fast:
-        raise DataError(f"{KEY}.name is {name!r}, which has no fast tokenizer (tokenizer.json); convert it with transformers first")
+    outer = _fast(name, folder)
     chosen = {
         "cls": (outer.cls_token_id, outer.bos_token_id),
         "sep": (outer.sep_token_id, outer.eos_token_id),
@@ -127,10 +121,31 @@ def from_transformers(name: str) -> tuple[Tokenizer, dict[str, int]]:
         "pad": (outer.pad_token_id, outer.eos_token_id),
     }
     special = {key: next(i for i in ids if i is not None) for key, ids in chosen.items() if any(i is not None for i in ids)}
-    for key in ("cls", "sep", "pad"):
+    for key in ("sep", "pad"):   # what opens a text, a template asks for or not (SigLIP and T5 have nothing)
         if key not in special:
             raise DataError(f"{KEY}.name is {name!r}, whose tokenizer has no {key} token; it has {', '.join(special) or 'none'}")
     return Tokenizer.from_str(outer.backend_tokenizer.to_str()), special
+
+
+def _fast(name: str, folder: bool) -> Any:
+    """The tokenizer by its own class; where that is slow, or wants a library (SigLIP's: sentencepiece), by tokenizer.json, which holds the same pieces."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # heavy, and only this branch needs them
+
+    try:
+        outer = AutoTokenizer.from_pretrained(name, local_files_only=folder, trust_remote_code=False)
+        if outer.is_fast:
+            return outer
+    except ImportError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_had(name, folder, str(error)) from None
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=folder)
+    except Exception:  # whatever its other files are, without this one nothing here can read them
+        raise DataError(
+            f"{KEY}.name is {name!r}, whose tokenizer has no tokenizer.json, as a bare sentencepiece model; nothing else is read here. Point {KEY}.name at a folder "
+            "that has one of the same pieces (timm's copies of SigLIP do), or choose size=tiny, which trains one from the captions"
+        ) from None
 
 
 def _out_of_reach(name: str) -> str:

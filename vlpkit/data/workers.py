@@ -7,12 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlpkit.errors import DataError
+from vlpkit.errors import DataError, VlpError
 
 _PATIENCE = 600.0  # seconds a worker may take for one item before the run stops rather than hangs
 T = TypeVar("T")
@@ -25,10 +25,11 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
         key: configuration key of the shards, named in messages.
 
     Raises:
-        DataError: a worker was killed or stalls; at most some seconds later, and only while an item is awaited.
+        DataError: a worker was killed or stalls; at most some seconds later, and only while an item is awaited. Or what a worker says of the
+            data, such as a full disk, in its own words.
     """
-    loader: DataLoader[T] = DataLoader(
-        items,
+    loader: DataLoader[T | _Refusal] = DataLoader(
+        _Items(items),
         sampler=sampler,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
@@ -38,6 +39,7 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
         worker_init_fn=_start,
         generator=torch.Generator().manual_seed(0),  # its own: starting a loader must not move the run's random numbers
     )
+    stream: Any = None
     try:
         stream = iter(loader)
         if workers:
@@ -47,6 +49,8 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
                 item = _watch.next(stream)
             except StopIteration:
                 return
+            if isinstance(item, _Refusal):
+                raise DataError(item.words)
             yield item
     except RuntimeError as error:
         if "DataLoader" not in str(error):
@@ -55,6 +59,25 @@ def load(items: Dataset[T], sampler: Sequence[Any], *, workers: int, key: str) -
             f"{key}: a reading process ended or stalled ({str(error).splitlines()[0]}) The usual cause is memory: lower data.workers={workers}, "
             f"or look for a killed process in the system log. The run can be continued with resume=auto."
         ) from error
+    finally:
+        stream = None  # the readers end with it, and not when the last traceback is forgotten
+
+
+class _Refusal(NamedTuple):
+    """What a user must be told, on its way out of a worker: torch would wrap an exception in its traceback."""
+
+    words: str
+
+
+class _Items(Dataset["T | _Refusal"], Generic[T]):
+    def __init__(self, items: Dataset[T]) -> None:
+        self.items = items
+
+    def __getitem__(self, index: Any) -> T | _Refusal:
+        try:
+            return self.items[index]
+        except VlpError as error:
+            return _Refusal(str(error))
 
 
 class _Watch:

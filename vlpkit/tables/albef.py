@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import embedding_rows, stack_rows, words_rows
 from vlpkit.tables.timm import vit_rows
-from vlpkit.weights import Row, parse
 
 QUEUE = [
     "image_queue  -> objectives.itc.queue.v | transpose",   # theirs stands with one column a pair

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import embedding_rows, stack_rows
-from vlpkit.weights import Row, parse
 
 STAGES_B0 = (1, 2, 2, 3, 3, 4, 1)     # blocks of each stage
 STAGES_B7 = (4, 7, 7, 10, 10, 13, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlpkit.weights import Row, parse
+from vlpkit.rows import Row, parse
 
 _SIDES = {"A": "v", "B": "w"}
 
@@ -30,7 +30,7 @@ def beit3(*, head: bool = False) -> list[Row]:
         )
     ]
     return parse([
-        "beit3.text_embed.weight                 -> text.embed.word.weight",
+        "beit3.text_embed.weight                 -> text.embed.word.weight | words",
         "beit3.vision_embed.mask_token           -> vision.embed.hole | squeeze",
         "beit3.vision_embed.cls_token            -> vision.embed.cls",
         "beit3.vision_embed.proj.*               -> vision.embed.proj.*",

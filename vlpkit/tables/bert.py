@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlpkit.weights import Row, parse
+from vlpkit.rows import Row, parse
 
 
 def embedding_rows(source: str, embed: str, *, segments: bool) -> list[str]:
@@ -71,7 +71,9 @@ def stack_rows(source: str, *, lower: int | None, text: str = "text", fusion: st
     ]
 
 
-def bert(*, source: str = "", part: str = "text", lower: int | None = None, head: str | None = None, segments: bool = False) -> list[Row]:
+def bert(
+    *, source: str = "", part: str = "text", lower: int | None = None, head: str | None = None, segments: bool = False, decoder: str | None = None
+) -> list[Row]:
     """transformers' BertModel (source "") or BertForMaskedLM (source "bert.").
 
     Args:
@@ -80,11 +82,13 @@ def bert(*, source: str = "", part: str = "text", lower: int | None = None, head
         lower: layers for the text part when the upper ones become a fusion, whose cross-attention stays fresh.
         head: our words head, such as heads.mlm; None drops theirs.
         segments: whether our embedding keeps the token types.
+        decoder: our decoder whose self-attention starts from theirs, too, and then goes its own way (Li et al. 2022, section 3.2).
     """
+    both = [f"{row} | also" for to in (f"{part}.trunk", f"{decoder}.w") for row in attention_rows(f"{source}encoder.layer.*", f"{to}.blocks.*")] if decoder else []
     others = [name for name in ("vision", "text", "decoder", "align", "heads") if name != part]
     words = words_rows("cls.predictions.", head) if head else ["cls.predictions.** -> (dropped)"]
     return parse([
-        *embedding_rows(source, f"{part}.embed", segments=segments), *stack_rows(source, lower=lower, text=part), *words,
+        *both, *embedding_rows(source, f"{part}.embed", segments=segments), *stack_rows(source, lower=lower, text=part), *words,
         f"{source}pooler.** -> (dropped)", "cls.seq_relationship.** -> (dropped)", *(f"(fresh) -> {name}.**" for name in others),
         f"(fresh) -> {part}.trunk.blocks.*.cross.**", "(fresh) -> fusion.w.blocks.*.cross.**" if lower else "(fresh) -> fusion.**",
     ])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.albef import NO_QUEUE, QUEUE
 from vlpkit.tables.bert import embedding_rows, layer_rows, words_rows
 from vlpkit.tables.timm import vit_rows
-from vlpkit.weights import Row, parse
 
 
 def _encoder(text: str, m: str, to: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlpkit.weights import Row, parse
+from vlpkit.rows import Row, parse
 
 
 def open_block(source: str, part: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.clip import open_block, open_image_rows, open_layer
-from vlpkit.weights import Row, parse
 
 
 def _pool(source: str, ours: str, *, split: bool) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import attention_rows, embedding_rows, ffn_rows
 from vlpkit.tables.clip import hf_block
-from vlpkit.weights import Row, parse
 
 
 def transformers_git() -> list[Row]:
@@ -12,7 +12,7 @@ def transformers_git() -> list[Row]:
     image, layer, ours = "git.image_encoder.vision_model.", "git.encoder.layer.*", "fusion.joint.trunk.blocks.*"
     return parse([
         f"{image}embeddings.class_embedding            -> vision.embed.cls | squeeze",
-        f"{image}embeddings.position_embedding.weight  -> vision.embed.position | squeeze",
+        f"{image}embeddings.position_embedding.weight  -> vision.embed.position | squeeze grid",
         f"{image}embeddings.patch_embedding.weight     -> vision.embed.proj.weight",
         f"{image}embeddings.position_ids               -> (dropped)",
         f"{image}pre_layrnorm.*                        -> vision.embed.norm.*",
@@ -23,5 +23,6 @@ def transformers_git() -> list[Row]:
         *embedding_rows("git.", "text.embed", segments=False),
         *attention_rows(layer, ours), *ffn_rows(layer, ours),
         "output.weight                                 -> heads.lm.out.weight",
+        "git.img_temperal_embedding.*                  -> (dropped)",   # of the frames of a video, which are not read here
         "output.bias                                   -> heads.lm.out.bias",
     ])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from vlpkit.weights import Row, parse
+from vlpkit.rows import Row, parse
 
 
-def transformers_gpt2() -> list[Row]:
-    """transformers' GPT2LMHeadModel into a Flamingo; its matrices stand the other way round, and the output table is the word table."""
-    block, ours, ffn = "transformer.h.*", "decoder.w.blocks.*", "ffn2"   # gated layers stand before self and ffn2
+def transformers_gpt2(*, source: str = "transformer.") -> list[Row]:
+    """transformers' GPT2LMHeadModel, or GPT2Model (source ""), into a Flamingo; its matrices stand the other way round, and the output table is
+    the word table."""
+    block, ours, ffn = f"{source}h.*", "decoder.w.blocks.*", "ffn2"   # gated layers stand before self and ffn2
     return parse([
-        "transformer.wte.weight       -> text.embed.word.weight | words",
-        "transformer.wpe.weight       -> text.embed.position.weight | cut",
+        f"{source}wte.weight         -> text.embed.word.weight | words",
+        f"{source}wpe.weight         -> text.embed.position.weight | cut",
         f"{block}.ln_1.*              -> {ours}.self.norm.*",
         f"{block}.attn.c_attn.weight  -> {ours}.self.body.qkv.weight | transpose",
         f"{block}.attn.c_attn.bias    -> {ours}.self.body.qkv.bias",
@@ -23,7 +24,7 @@ def transformers_gpt2() -> list[Row]:
         f"{block}.mlp.c_fc.bias       -> {ours}.{ffn}.body.fc1.bias",
         f"{block}.mlp.c_proj.weight   -> {ours}.{ffn}.body.fc2.weight | transpose",
         f"{block}.mlp.c_proj.bias     -> {ours}.{ffn}.body.fc2.bias",
-        "transformer.ln_f.*           -> decoder.w.norm.*",
+        f"{source}ln_f.*             -> decoder.w.norm.*",
         "lm_head.weight               -> (dropped)",
         "(fresh) -> vision.**", "(fresh) -> text.embed.extra", f"(fresh) -> {ours}.{{cross,ffn}}.**",
     ])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import attention_rows, embedding_rows, ffn_rows, layer_rows, words_rows
-from vlpkit.weights import Row, parse
 
 
 def cross_layer_rows(layer: str) -> list[str]:

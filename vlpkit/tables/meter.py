@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import embedding_rows, layer_rows, words_rows
 from vlpkit.tables.clip import open_image_rows
-from vlpkit.weights import Row, parse
 
 
-def roberta_rows(source: str, part: str) -> list[str]:
+def roberta_rows(source: str, part: str, *, segments: bool = True) -> list[str]:
     """Rows of RoBERTa in a trunk of ours: position i of a text stands in row i + 2 of its table."""
     return [
-        f"{source}embeddings.position_embeddings.weight  -> {part}.embed.position.weight | from 2",
-        *embedding_rows(source, f"{part}.embed", segments=True),
+        f"{source}embeddings.position_embeddings.weight  -> {part}.embed.position.weight | from 2 cut",
+        *embedding_rows(source, f"{part}.embed", segments=segments),
         *layer_rows(f"{source}encoder.layer.*", f"{part}.trunk.blocks.*"),
         f"{source}pooler.**                                -> (dropped)",
     ]
@@ -36,7 +36,9 @@ def meter() -> list[Row]:
     ])
 
 
-def roberta(part: str = "text") -> list[Row]:
-    """transformers' RobertaModel into the text part; everything outside it stays fresh."""
+def roberta(part: str = "text", *, source: str = "", segments: bool = True) -> list[Row]:
+    """transformers' RobertaModel (source "") or RobertaForMaskedLM (source "roberta.") into the text part; everything outside it stays fresh."""
     others = [name for name in ("vision", "fusion", "decoder", "align", "heads") if name != part]
-    return parse([*roberta_rows("", part), *(f"(fresh) -> {name}.**" for name in others), f"(fresh) -> {part}.neck.**"])
+    return parse([
+        *roberta_rows(source, part, segments=segments), "lm_head.** -> (dropped)", *(f"(fresh) -> {name}.**" for name in others), f"(fresh) -> {part}.neck.**",
+    ])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.clip import hf_block, open_block
 from vlpkit.tables.timm import vit_rows
-from vlpkit.weights import Row, parse
 
 
 def transformers_siglip() -> list[Row]:

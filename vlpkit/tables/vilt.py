@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import embedding_rows, words_rows
 from vlpkit.tables.timm import vit_rows
-from vlpkit.weights import Row, parse
 
 _TRUNK = "fusion.joint.trunk"
 

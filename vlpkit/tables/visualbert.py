@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import embedding_rows, layer_rows, words_rows
-from vlpkit.weights import Row, parse
 
 
 def transformers_visualbert(*, words: str = "heads.mlm", match: str = "heads.itm") -> list[Row]:

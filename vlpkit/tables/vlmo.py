@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vlpkit.rows import Row, parse
 from vlpkit.tables.bert import words_rows
-from vlpkit.weights import Row, parse
 
 _EXPERTS = {"text": "w", "imag": "v", "vl": "vw"}
 
@@ -27,7 +27,7 @@ def vlmo() -> list[Row]:
         *experts,
         "transformer.norm.*               -> vision.trunk.norm.*",
         "relative_position_bias_table     -> vision.trunk.relative.table",
-        "text_embeddings.word_embeddings.weight        -> text.embed.word.weight",
+        "text_embeddings.word_embeddings.weight        -> text.embed.word.weight | words",
         "text_embeddings.token_type_embeddings.weight  -> text.embed.segment.weight",
         "text_embeddings.LayerNorm.*                   -> text.embed.norm.*",
         "text_embeddings.position_embeddings.weight    -> (dropped)",

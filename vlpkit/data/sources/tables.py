@@ -27,7 +27,7 @@ def read_list(source: Path, images: Path | None, image_column: str, caption_colu
         images: where its names start; None: the folder `images` beside it, else its own folder.
 
     Raises:
-        DataError: a list of another kind, without the columns, of addresses, or in UTF-16.
+        DataError: a list of another kind, without the columns, with addresses among the files, or in UTF-16.
     """
     if images is None:
         images = source.parent / "images"
@@ -47,7 +47,7 @@ def read_list(source: Path, images: Path | None, image_column: str, caption_colu
             rows["bad_row"] += 1
             continue
         if re.match(r"[a-z][a-z0-9+.-]*://", name.strip(), re.IGNORECASE):
-            raise DataError(f"{source} names an address ({name.strip()[:60]}), not a file; download it first, for instance with img2dataset, which writes shards itself")
+            raise DataError(f"{source} names files and addresses; a list of addresses holds nothing else, so make two lists of it")
         path = os.path.normpath(os.path.join(images, name.strip()))
         one = found.setdefault(path, Candidate(os.path.normpath(name.strip()), path, fields={} if delimiter else line))
         texts = [clean_caption(text) for text in said if not _undecodable(text)]
