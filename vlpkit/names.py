@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,13 @@ def unknown(cfg: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+@cache
 def _timm_names() -> list[str]:
     files = (path for folder in _folders("timm") for path in Path(folder, "models").glob("*.py"))
     return sorted({name for path in files for name in re.findall(r"^@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)})
 
 
+@cache
 def _transformers_kinds() -> list[str]:
     return sorted(path.parent.name for folder in _folders("transformers") for path in Path(folder, "models").glob("*/__init__.py"))
 

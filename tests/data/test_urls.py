@@ -287,7 +287,7 @@ def test_a_download_has_a_size_and_an_end(tmp_path: Path) -> None:
     ask = """
 import runpy, sys, time, urllib.request
 sys.argv[1:] = sys.argv[2:]
-runpy.run_path(LAUNCHER, run_name="inside")
+runpy.run_path(LAUNCHER, run_name="__mp_main__")
 for address in sys.argv[2:]:
     began = time.monotonic()
     try:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from tests.builders import CLOCK, CONF, composed
+from tests.data.test_transforms import seen
 from tests.model.test_convert import SMALL, coca_like_open_clip, made_run, same
 from tests.parity.beside import CLOSE, apart
 from tests.vocabulary import numbered_words
@@ -53,7 +54,7 @@ def ours_of(found: Restored) -> Batch:
     for picture in pictures():
         file = io.BytesIO()
         picture.save(file, "PNG")
-        files.append(prepare(file.getvalue(), np.random.default_rng(0)))
+        files.append(seen(prepare, file.getvalue(), np.random.default_rng(0)))
     return Batch({"clean": ImageInput(torch.stack(files))}, {"clean": found.words.encode(CAPTIONS)}, {}, torch.arange(2))
 
 

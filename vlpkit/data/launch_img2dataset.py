@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib import request, response
 
-SETTINGS = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 BLOCK = 1 << 16
 
 
@@ -49,7 +48,7 @@ class Bounds(request.BaseHandler):
     https_response = http_response
 
 
-def install() -> None:
+def install(settings: dict[str, Any]) -> None:
     """What `urllib.request.urlopen` uses from now on in this process."""
     opener = request.OpenerDirector()
     for handler in (
@@ -60,7 +59,7 @@ def install() -> None:
         request.HTTPDefaultErrorHandler(),
         request.HTTPRedirectHandler(),
         request.HTTPErrorProcessor(),
-        Bounds(SETTINGS["seconds"], SETTINGS["bytes"]),
+        Bounds(settings["seconds"], settings["bytes"]),
     ):
         opener.add_handler(handler)
     request.install_opener(opener)
@@ -73,7 +72,9 @@ def follow() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-install()
+if __name__ in ("__main__", "__mp_main__"):  # the second is its name in the processes it starts
+    SETTINGS = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    install(SETTINGS)
 if __name__ == "__main__":
     threading.Thread(target=follow, daemon=True).start()
     from img2dataset import download  # type: ignore[import-not-found,unused-ignore]
