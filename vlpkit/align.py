@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpkit.fits import meet
 from vlpkit.types import Stream
 
 
@@ -76,8 +77,7 @@ class Align(nn.Module):
         lowest: float | None = 0.01, highest: float | None = 1.0, bias: float | None = None,
     ) -> None:
         super().__init__()
-        if v.space != w.space:
-            raise ValueError(f"the sides project to {v.space} and {w.space} numbers; the shared space has one width")
+        meet(v.space, w.space)
         self.reads, self.v, self.w, self.learn = dict(reads), v, w, learn
         self.lowest, self.highest = lowest, highest
         if learn == "log":

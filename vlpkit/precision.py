@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from vlpkit.errors import ConfigError, did_you_mean
+from vlpkit.fits import NO_FP16
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def resolve_precision(word: str, *, cuda: bool | None = None) -> Precision:
         raise ConfigError(f"trainer.precision: {word!r} is unknown (accepted: auto, bf16, fp32, fp16). {did_you_mean(word, WORDS)}".rstrip())
     chosen = WORDS[word]
     if chosen == "16-mixed" and not cuda:
-        raise ConfigError("trainer.precision: fp16 needs a CUDA device, and there is none. Use trainer.precision=auto")
+        raise ConfigError(f"trainer.precision: {NO_FP16}")
     if chosen == "bf16-mixed":
         better, why = _automatic(cuda)
         if better != chosen:

@@ -19,6 +19,7 @@ from vlpkit.data.shardlist import expand
 from vlpkit.data.wishes import read_wishes
 from vlpkit.durations import parse
 from vlpkit.errors import ConfigError, did_you_mean, several
+from vlpkit.fits import demand_cuda, misfits, surely_no_cuda
 from vlpkit.names import astray, disordered, unbuilt, undrawn, unknown, unread, unsourced
 from vlpkit.runfolder import Run, open_run
 
@@ -64,10 +65,11 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     cfg = copy.deepcopy(cfg)
     fill_mix(cfg, conf=conf)
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings)]:
+    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings), *misfits(settings["model"])]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]
+    demand_cuda(trainer, there=lambda: not surely_no_cuda())
     if settings["resume"] is None:
         _weights_exist(settings)
     _divide(data["batch"], devices=trainer["devices"], nodes=trainer["num_nodes"], micro=trainer["micro_batch"])

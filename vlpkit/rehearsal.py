@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from vlpkit.build import build
 from vlpkit.data.tokenize import Words, load_words
 from vlpkit.dry import dry_step
 from vlpkit.durations import Clock, total
+from vlpkit.fits import demand_cuda
 from vlpkit.optim import Optim
 
 
@@ -22,9 +25,10 @@ def rehearse(settings: Mapping[str, Any], *, weights: Any = None) -> None:
 
     Raises:
         AssemblyError: a missing part, draw or tie, widths that differ, a parameter that no objective reaches.
-        ConfigError: an optimiser group that matches no parameter.
+        ConfigError: an optimiser group that matches no parameter, a CUDA device that is asked for and is not there.
         WeightsError: a file that cannot be read, or keys and shapes that do not fit.
     """
+    demand_cuda(settings["trainer"], there=torch.cuda.is_available)
     batch = int(settings["data"]["batch"])
     clock = total(settings["total"], Clock(batch=batch, samples_per_epoch=100 * batch))
     words = stand_in(settings["model"]["text"].get("words") or {})

@@ -32,6 +32,7 @@ from vlpkit.callbacks import (
 )
 from vlpkit.checkpoint import Checkpoints, SafeCheckpointIO
 from vlpkit.errors import ConfigError
+from vlpkit.fits import NO_CUDA
 from vlpkit.precision import resolve_precision
 from vlpkit.runfolder import CHECKPOINTS
 from vlpkit.types import Steps
@@ -90,7 +91,7 @@ class Settings:
         """Whether the run uses CUDA devices. Raises ConfigError when it should and there are none."""
         there = torch.cuda.is_available()
         if self.accelerator == "cuda" and not there:
-            raise ConfigError("trainer.accelerator: cuda, but no CUDA device is visible. Use trainer.accelerator=auto, or check the driver")
+            raise ConfigError(f"trainer.accelerator: {NO_CUDA}")
         return there and self.accelerator != "cpu"
 
     def layout(self) -> tuple[int, int]:

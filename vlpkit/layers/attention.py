@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpkit.fits import split_heads
 from vlpkit.layers.experts import apply, several
 from vlpkit.types import Parts, Stream, is_full
 
@@ -162,8 +163,7 @@ class Attention(nn.Module):
         memory_norm: bool = False, eps: float = 1e-5, experts: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"width {dim} does not divide into {heads} heads")
+        split_heads(dim, heads)
         self.dim, self.heads, self.dropout = dim, heads, dropout
         if memory_dim is None:
             self.qkv = several(lambda: nn.Linear(dim, 3 * dim, bias=bias), experts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlpkit.data.tokenize import Words
 from vlpkit.errors import AssemblyError
+from vlpkit.fits import tile
 from vlpkit.layers.attention import causal_order
 from vlpkit.maths.patches import cut_patches, stretch
 from vlpkit.types import ImageInput, Parts, Stream, TextInput, full_mask, is_full
@@ -83,8 +84,7 @@ class PatchEmbed(nn.Module):
         mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
     ) -> None:
         super().__init__()
-        if image_size % patch:
-            raise ValueError(f"image_size {image_size} is no multiple of patch {patch}")
+        tile(image_size, patch)
         self.dim, self.patch, self.image_size, self.grid, self.any_shape = dim, patch, image_size, image_size // patch, any_shape
         self.normalise = Normalise(mean, std)
         self.proj = nn.Conv2d(3, dim, patch, patch, bias=bias)
