@@ -54,11 +54,11 @@ def tasks_of(model: str) -> list[str]:
         return [*dict.fromkeys([*compose(config_name="train", overrides=[f"model={model}"]).evals, "heldout"])]
 
 
-def trained(folder: Path, model: str, *settings: str) -> Run:
+def trained(folder: Path, model: str, tasks: Sequence[str], *settings: str) -> Run:
     """Run train.py, or read what it left when it was run before. Raises SystemExit with its code when it fails."""
     spent = folder / "seconds.json"
     if not spent.exists():
-        words = ["train.py", f"model={model}", "size=tiny", "data=shapes", f"run_dir={folder}", "resume=auto", f"evals=[{','.join(tasks_of(model))}]", *settings]
+        words = ["train.py", f"model={model}", "size=tiny", "data=shapes", f"run_dir={folder}", "resume=auto", f"evals=[{','.join(tasks)}]", *settings]
         sys.stdout.write(f"$ python {' '.join(words)}\n")
         sys.stdout.flush()
         started = time.perf_counter()
@@ -117,12 +117,13 @@ def main() -> int:
     asked = parser.parse_args()
     common = (f"seed={asked.seed}", f"data.batch={asked.batch}")
     length = [f"total={asked.steps}_steps"] if asked.steps else []
+    models = asked.models.split(",")
+    tasks = {model: tasks_of(model) for model in models}  # before the threads: Hydra composes in one at a time
 
     def both(model: str) -> tuple[Run, Run]:
-        before = trained(ROOT / asked.runs / f"{model}_untrained", model, "total=1_steps", "optim.lr=0", *common)
-        return before, trained(ROOT / asked.runs / model, model, *length, *common)
+        before = trained(ROOT / asked.runs / f"{model}_untrained", model, tasks[model], "total=1_steps", "optim.lr=0", *common)
+        return before, trained(ROOT / asked.runs / model, model, tasks[model], *length, *common)
 
-    models = asked.models.split(",")
     with ThreadPoolExecutor(asked.jobs) as pool:
         runs = dict(zip(models, pool.map(both, models)))
     lines = [row(model, *pair) for model, pair in runs.items()]

@@ -157,7 +157,7 @@ def test_a_pattern_on_a_web_server_needs_an_index_there(server: Server, tmp_path
         ("s3://bucket/{000..009}.tar", MissingExtra, r"^data\.shards: s3://bucket/000\.tar: s3:// needs s3fs: pip install 'vlpkit\[s3\]'$"),
         ("gs://bucket/*.tar", MissingExtra, r"gs:// needs gcsfs: pip install 'vlpkit\[gcs\]'$"),
         ("htps://host/a.tar", DataError, r"^data\.shards: htps://host/a\.tar: nothing is known that reads htps:// addresses\. Did you mean 'https'\?"),
-        ("pipe:curl https://host/a.tar", DataError, r"^data\.shards: 'pipe:.*' would run a shell command, .* read forwards.*Name what the command reads: https://"),
+        ("pipe:curl https://host/a.tar", DataError, r"^data\.shards: 'pipe:.*' would run a shell command, .*Name what the command reads: https://"),
         ("https://me:secret@host/{3..1}.tar", DataError, r"'https://host/\{3\.\.1\}\.tar' runs backwards"),
         ("https://me:secret@host/{1.tar?sig=secret", DataError, r"unbalanced brace in 'https://host/\{1\.tar\?\*\*\*'"),
         ("https://me:secret@h/a.tar::https://me:secret@h/a.tar", DataError, r"names 1 shard more than once, the first: https://h/a\.tar"),

@@ -12,12 +12,15 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 from vlpkit.identity import HIDDEN, signs
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_PIPE = "pipe:"
 _LAST_NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
 _MOST = 3  # places named in a message
 
 
 def scheme(place: str) -> str:
-    """`https` of an address, in small letters; "" for a path of this machine."""
+    """`https` of an address, in small letters, `pipe` of a command; "" for a path of this machine."""
+    if is_pipe(place):
+        return "pipe"
     found = _SCHEME.match(place)
     return "" if found is None else found[1].lower()
 
@@ -27,6 +30,16 @@ def is_remote(place: str) -> bool:
     return scheme(place) != ""
 
 
+def is_pipe(place: str) -> bool:
+    """Whether it is a shell command whose output is the file."""
+    return place.startswith(_PIPE)
+
+
+def command(place: str) -> str:
+    """What the shell is asked to run."""
+    return place.removeprefix(_PIPE).strip()
+
+
 def is_http(place: str) -> bool:
     """Whether a web server is asked; only there `?` begins a query."""
     return scheme(place) in ("http", "https")
@@ -34,6 +47,8 @@ def is_http(place: str) -> bool:
 
 def shown(place: str) -> str:
     """As messages and logs may say it: no user, no password, nothing of a query."""
+    if is_pipe(place):
+        return f"{_PIPE}{command(place).partition(' ')[0]} ... {name(place)}"
     if not is_remote(place):
         return place
     parts = _parts(place)
@@ -42,7 +57,7 @@ def shown(place: str) -> str:
 
 def identity(place: str) -> str:
     """What names the file for good: an address without user and without what signs it for a while. Not to be shown."""
-    if not is_remote(place):
+    if is_pipe(place) or not is_remote(place):
         return place
     parts = _parts(place)
     return _joined(parts, _lasting(parts))
@@ -59,7 +74,10 @@ def real(place: str) -> str:
 
 
 def name(place: str) -> str:
-    """Base name, the same for a file and for an address that serves it."""
+    """Base name, the same for a file and for an address that serves it, or a command that names either."""
+    if is_pipe(place):
+        words = [word.strip("'\"<>|&;()") for word in command(place).split()]
+        return next((name(word) for word in reversed(words) if ".tar" in word), words[-1] if words else "")
     if not is_http(place):
         return os.path.basename(place)
     parts = _parts(place)
@@ -69,6 +87,8 @@ def name(place: str) -> str:
 
 def folder(place: str) -> str:
     """What the base name stands in; of an address without its query."""
+    if is_pipe(place):
+        return _PIPE
     if not is_http(place):
         return os.path.dirname(place)
     parts = urlsplit(place)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlpkit.data import wire
-from vlpkit.data.place import beside, folded, folder, name, shown
+from vlpkit.data.place import beside, folded, folder, is_pipe, name, shown
 from vlpkit.data.published import INDEX, MANIFEST, Claim, read_index, read_manifest, shard_of
 from vlpkit.data.remote import Remote, reason, said
 from vlpkit.data.table import Shard, Table, keep_table, read_head
@@ -95,6 +95,9 @@ def _ask(work: _Pass, places: Sequence[str]) -> dict[str, Stat]:
     stats: dict[str, Stat] = {}
 
     def one(place: str) -> OSError | None:
+        if is_pipe(place) and (known := read_head(place, work.tables)) is not None and known.sha256:
+            stats[place] = Stat(known.size, known.version)  # to ask a command is to run it; that it sends the same bytes is checked when it is read
+            return None
         try:
             stats[place] = remote.patiently(lambda: wire.stat(place, timeout=remote.timeout))
         except FileNotFoundError:
@@ -130,7 +133,7 @@ def _from_cache(work: _Pass, stats: Mapping[str, Stat]) -> None:
 def _claims(work: _Pass, places: Sequence[str]) -> dict[str, Claim]:
     """What the files beside the shards say, by address."""
     claims: dict[str, Claim] = {}
-    for where in dict.fromkeys(map(folder, places)):
+    for where in dict.fromkeys(folder(place) for place in places if not is_pipe(place)):
         here = [place for place in places if folder(place) == where]
         said_of = _read(work, beside(here[0], INDEX), read_index) or _read(work, beside(here[0], MANIFEST), read_manifest)
         claims |= {place: said_of[name(place)] for place in here if name(place) in said_of}

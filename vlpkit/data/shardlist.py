@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from vlpkit.data.place import folded, is_http, is_remote, shown
+from vlpkit.data.place import folded, is_http, is_pipe, is_remote, shown
 from vlpkit.errors import DataError
 
 ACCEPTED = (
@@ -21,6 +21,7 @@ _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _JOINED = re.compile(r"::(?![^\[\]]*\]:?\d*/)")  # but not inside the brackets of a host
 _NAMES_SHARDS = re.compile(r"^\+{0,2}data\.([\w.]+\.)?(val_)?shards$")
 _COMMA = re.compile(r",(?![^{]*\})")  # but not inside braces
+PIPES = "VLP_PIPES"  # the variable that lets shards be what a command writes
 _TIMEOUT, _TRIES = 30.0, 4  # seconds for a list of files, and how often it is asked for
 
 
@@ -78,7 +79,7 @@ def braces(pattern: str, *, key: str = "data.shards") -> list[str]:
 def quoted(argument: str) -> str:
     """A command-line argument that names shards, as Hydra takes it: braces and addresses mean something else in its grammar, so they go in quotes."""
     key, _, value = argument.partition("=")
-    if not _NAMES_SHARDS.match(key) or not re.search(r"\{|://", value):
+    if not _NAMES_SHARDS.match(key) or not re.search(r"\{|://|pipe:", value):
         return argument
     items = _COMMA.split(value[1:-1]) if value.startswith("[") and value.endswith("]") else [value]
     if items == [value] and len(_COMMA.split(value)) > 1:  # a sweep
@@ -112,10 +113,10 @@ def _patterns(shards: str | Sequence[str] | None, key: str) -> list[str]:
     if not patterns:
         raise DataError(f"{key} names no shards. Accepted: {ACCEPTED}.")
     for pattern in patterns:
-        if pattern.startswith("pipe:"):
+        if is_pipe(pattern) and os.environ.get(PIPES) != "1":
             raise DataError(
-                f"{key}: {pattern!r} would run a shell command, which shards never do: what comes out of a pipe can only be read forwards, so nobody could tell "
-                f"how many samples there are, nor go on in the middle. Name what the command reads: https://..., s3://..., gs://.... Accepted: {ACCEPTED}."
+                f"{key}: {pattern!r} would run a shell command, which a configuration may not do by itself. Name what the command reads: https://..., s3://..., "
+                f"gs://..., which is also asked less often; or allow commands for this once, with {PIPES}=1 in the environment. Accepted: {ACCEPTED}."
             )
     return patterns
 
@@ -127,6 +128,8 @@ def _joined(root: str, name: str) -> str:
 
 def _remote(address: str, key: str) -> list[str]:
     """The addresses that one pattern stands for."""
+    if is_pipe(address):
+        return [address]
     if not is_http(address):
         from vlpkit.data.stores import check
 

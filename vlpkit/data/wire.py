@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from vlpkit.data import stores, web
-from vlpkit.data.place import beside, folder, is_http, name
+from vlpkit.data import pipes, stores, web
+from vlpkit.data.place import beside, folder, is_http, is_pipe, name
 from vlpkit.data.published import INDEX, names_of
 from vlpkit.data.web import Busy, Stat
 
@@ -31,6 +31,8 @@ def stat(place: str, *, timeout: float) -> Stat:
         OSError: anything that may pass, TimeoutError and Busy among it.
         MissingExtra, DataError: the package that speaks to this store is absent, or there is none.
     """
+    if is_pipe(place):
+        return pipes.stat(place, timeout)
     return (web if is_http(place) else stores).stat(place, timeout)
 
 
@@ -46,7 +48,8 @@ def stream(place: str, start: int, *, size: int | None, version: str, timeout: f
         As `stat`, and Unlike.
     """
     then, since = time.monotonic(), 0
-    for at, chunk in (web if is_http(place) else stores).stream(place, start, size, version, timeout):
+    parts = pipes.stream(place, timeout) if is_pipe(place) else (web if is_http(place) else stores).stream(place, start, size, version, timeout)
+    for at, chunk in parts:
         yield at, chunk
         since += len(chunk)
         if (now := time.monotonic()) - then > timeout:
