@@ -1,9 +1,10 @@
 """Every recipe at tiny on the embedded world: do its losses fall, and does it learn what it is for? Writes one table.
 
-    python scripts/zoo.py [--models clip,blip] [--steps N] [--batch 128] [--seed 1] [--jobs 1] [--runs runs/zoo] [--table docs/zoo.md]
+    python scripts/zoo.py [--models clip,blip] [--steps N] [--batch 128] [--seed 1] [--jobs 1] [--again] [--runs runs/zoo] [--table docs/zoo.md]
 
-Each recipe is trained and measured twice by train.py: for one step at a rate of 0, which is what chance gives, and for --steps or its own length. Runs that
-are complete are read, not repeated. Exit code 1 when a loss did not fall or a number is not finite; the table is written all the same.
+Each recipe is trained and measured twice by train.py: for one step at a rate of 0, which is what chance gives, and for --steps or its own length. Recipes that
+are in the table stay as they are without --again; runs that are complete are read, not repeated. Exit code 1 when a loss of the table did not fall or a number is
+not finite; the table is written all the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -96,11 +98,34 @@ def wrong(run: Run) -> list[str]:
     return bad + [name for name, value in run.metrics.items() if not math.isfinite(value)]
 
 
-def row(model: str, before: Run, after: Run) -> str:
-    """One line of the table."""
-    fell = ", ".join(f"{name} {first:.2f} > {last:.2f}" for name, (first, last) in after.losses.items())
-    learned = ", ".join(f"{name} {before.metrics.get(name, math.nan):.1f} > {value:.1f}" for name, value in after.metrics.items() if not name.endswith("_loss"))
-    return f"| {model} | {after.steps} | {after.seconds / 60:.1f} | {fell} | {learned} |"
+def record(before: Run, after: Run, *, batch: int, seed: int, date: str) -> dict[str, Any]:
+    """What the page says of a recipe, as it is kept beside it."""
+    return {
+        "date": date, "device": after.device, "batch": batch, "seed": seed, "steps": after.steps, "minutes": round(after.seconds / 60, 1),
+        "losses": {name: [round(value, 3) for value in pair] for name, pair in after.losses.items()},
+        "learned": {name: [round(before.metrics[name], 2), round(value, 2)] for name, value in after.metrics.items() if not name.endswith("_loss")},
+        "wrong": wrong(after),
+    }  # fmt: skip
+
+
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """All records as one table, each with the command that makes it again."""
+    rows, devices = [], sorted({kept["device"] for kept in records.values()})
+    for model, kept in sorted(records.items()):
+        fell = ", ".join(f"{name} {first:.2f} > {last:.2f}" for name, (first, last) in kept["losses"].items())
+        learned = ", ".join(f"{name} {first:.1f} > {last:.1f}" for name, (first, last) in kept["learned"].items())
+        where = devices.index(kept["device"]) + 1
+        rows.append(f"| {model} | {kept['steps']} x {kept['batch']}, seed {kept['seed']} | {kept['minutes']} ({where}) | {fell} | {learned} |")
+    some = next(iter(sorted(records.items())), ("clip", {"batch": 64, "seed": 1, "steps": 300}))
+    return "\n".join([
+        "# Every recipe on the embedded world", "",
+        "Each recipe is trained at `size=tiny` for so many steps of so many pairs, and measured on 500 unseen scenes before and after. Losses are means over the first and the last tenth of the",
+        "logged steps, in nats unless the objective says otherwise; accuracies and recalls are percent. A row is made again by naming its recipe, batch, steps and seed:", "",
+        "```", f"python scripts/zoo.py --models {some[0]} --batch {some[1]['batch']} --steps {some[1]['steps']} --seed {some[1]['seed']} --again", "```", "",
+        "Minutes are those of the machine in brackets, evaluations included: " + "; ".join(f"({number}) {device}" for number, device in enumerate(devices, 1)) + ".", "",
+        "| recipe | steps | minutes | losses, first > last | untrained > trained |", "|---|---|---|---|---|", *rows,
+        *(["", "What did not fall: " + "; ".join(f"{model} {what}" for model, kept in sorted(records.items()) for what in kept["wrong"]) + "."] if any(r["wrong"] for r in records.values()) else []),
+    ]) + "\n"  # fmt: skip
 
 
 def main() -> int:
@@ -113,34 +138,30 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="recipes at a time (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"))
-    parser.add_argument("--table", type=Path, default=Path("docs/zoo.md"))
+    parser.add_argument("--table", type=Path, default=Path("docs/zoo.md"), help="the page; its numbers are kept beside it as .json (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="train recipes anew whose numbers are in the table already")
     asked = parser.parse_args()
     common = (f"seed={asked.seed}", f"data.batch={asked.batch}")
     length = [f"total={asked.steps}_steps"] if asked.steps else []
-    models = asked.models.split(",")
+    kept = ROOT / asked.table.with_suffix(".json")
+    records: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    models = [model for model in asked.models.split(",") if asked.again or model not in records]
     tasks = {model: tasks_of(model) for model in models}  # before the threads: Hydra composes in one at a time
 
-    def both(model: str) -> tuple[Run, Run]:
+    def both(model: str) -> dict[str, Any]:
+        for folder in (f"{model}_untrained", model) if asked.again else ():
+            shutil.rmtree(ROOT / asked.runs / folder, ignore_errors=True)
         before = trained(ROOT / asked.runs / f"{model}_untrained", model, tasks[model], "total=1_steps", "optim.lr=0", *common)
-        return before, trained(ROOT / asked.runs / model, model, tasks[model], *length, *common)
+        after = trained(ROOT / asked.runs / model, model, tasks[model], *length, *common)
+        return record(before, after, batch=asked.batch, seed=asked.seed, date=time.strftime("%Y-%m-%d"))
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        runs = dict(zip(models, pool.map(both, models)))
-    lines = [row(model, *pair) for model, pair in runs.items()]
-    bad = [f"{model}: {what}" for model, (_, after) in runs.items() for what in wrong(after)]
-    devices = sorted({run.device for pair in runs.values() for run in pair})
-    some = "" if asked.models == ",".join(recipes) else f" --models {asked.models}"
-    command = f"python scripts/zoo.py{f' --steps {asked.steps}' if asked.steps else ''} --batch {asked.batch} --seed {asked.seed}{some}"
-    page = [
-        "# Every recipe on the embedded world", "",
-        f"`{command}` trains each recipe at `size=tiny` on steps of {asked.batch} pairs (seed {asked.seed}) and measures it on 500 unseen scenes before and after. Losses are means over the",
-        "first and the last tenth of the logged steps, in nats unless the objective says otherwise; accuracies and recalls are percent. Minutes are those of the machine that wrote this page "
-        f"({'; '.join(devices)}; {asked.jobs} recipe{'s' * (asked.jobs > 1)} at a time), evaluations included.", "",
-        "| recipe | steps | minutes | losses, first > last | untrained > trained |", "|---|---|---|---|---|", *lines,
-    ]  # fmt: skip
-    (ROOT / asked.table).write_text("\n".join(page) + "\n")
-    sys.stdout.write("\n".join([*page, "", *(f"did not learn: {what}" for what in bad)]) + "\n")
-    return 1 if bad else 0
+        for model, found in zip(models, pool.map(both, models)):  # each is on disk as soon as it is there
+            records |= {model: found}
+            kept.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n")
+            (ROOT / asked.table).write_text(page(records))
+    sys.stdout.write(page(records))
+    return 1 if any(found["wrong"] for found in records.values()) else 0
 
 
 if __name__ == "__main__":
