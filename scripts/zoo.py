@@ -122,7 +122,7 @@ def page(records: dict[str, dict[str, Any]]) -> str:
         "Each recipe is trained at `size=tiny` for so many steps of so many pairs, and measured on 500 unseen scenes before and after. Losses are means over the first and the last tenth of the",
         "logged steps, in nats unless the objective says otherwise; accuracies and recalls are percent. A row is made again by naming its recipe, batch, steps and seed:", "",
         "```", f"python scripts/zoo.py --models {some[0]} --batch {some[1]['batch']} --steps {some[1]['steps']} --seed {some[1]['seed']} --again", "```", "",
-        "Minutes are those of the machine in brackets, evaluations included: " + "; ".join(f"({number}) {device}" for number, device in enumerate(devices, 1)) + ".", "",
+        "Minutes are those of the machine in brackets, with evaluations and whatever else it did at the time: " + "; ".join(f"({number}) {device}" for number, device in enumerate(devices, 1)) + ".", "",
         "| recipe | steps | minutes | losses, first > last | untrained > trained |", "|---|---|---|---|---|", *rows,
         *(["", "What did not fall: " + "; ".join(f"{model} {what}" for model, kept in sorted(records.items()) for what in kept["wrong"]) + "."] if any(r["wrong"] for r in records.values()) else []),
     ]) + "\n"  # fmt: skip
