@@ -118,7 +118,7 @@ class Reader:
     def _member(self, shard: Shard, offset: int, size: int) -> bytes:
         if size > LIMITS.bytes:
             raise Refused("too_many_bytes", f"a member of {size} bytes, at most {LIMITS.bytes}")
-        problem = Refused("read_error")
+        problem: Refused | None = None
         for attempt in range(_TRIES):
             if attempt:
                 self._store.forget(shard)
@@ -131,7 +131,7 @@ class Reader:
             if len(payload) == size:
                 return payload
             problem = Refused("short_read", f"{shard.shown}: {len(payload)} of {size} bytes at byte {offset}")
-        raise problem
+        raise problem or Refused("read_error")
 
 
 def image_of(found: Mapping[str, bytes]) -> bytes:

@@ -54,6 +54,9 @@ class Shard:
     sha256: str = ""
     version: str = ""
 
+    def __hash__(self) -> int:  # asked for at each read; text remembers its own
+        return hash(self.path)
+
     @property
     def shown(self) -> str:
         """Where it is, as messages may say it."""
