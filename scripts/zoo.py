@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def trained(folder: Path, model: str, tasks: Sequence[str], *settings: str) -> R
     """Run train.py, or read what it left when it was run before. Raises SystemExit with its code when it fails."""
     spent = folder / "seconds.json"
     if not spent.exists():
-        words = ["train.py", f"model={model}", "size=tiny", "data=shapes", f"run_dir={folder}", "resume=auto", f"evals=[{','.join(tasks)}]", *settings]
+        words = ["train.py", f"model={model}", "size=tiny", "data=shapes", f"run_dir={folder}", "resume=auto", "trainer.log_every=1_steps", f"evals=[{','.join(tasks)}]", *settings]
         sys.stdout.write(f"$ python {' '.join(words)}\n")
         sys.stdout.flush()
         started = time.perf_counter()
@@ -156,8 +156,9 @@ def main() -> int:
         return record(before, after, batch=asked.batch, seed=asked.seed, date=time.strftime("%Y-%m-%d"))
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for model, found in zip(models, pool.map(both, models)):  # each is on disk as soon as it is there
-            records |= {model: found}
+        running = {pool.submit(both, model): model for model in models}
+        for done in as_completed(running):  # each is on disk as soon as it is there
+            records |= {running[done]: done.result()}
             kept.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n")
             (ROOT / asked.table).write_text(page(records))
     sys.stdout.write(page(records))
