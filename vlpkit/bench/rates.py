@@ -18,7 +18,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from vlpkit.data.module import DataModule
-from vlpkit.data.order import sample_rng
+from vlpkit.data.order import sample_rng, set_rng
 from vlpkit.data.scratch import Scratch
 from vlpkit.data.tokenize import Words
 from vlpkit.data.transforms import TrainTransform, canvas, cut, resize
@@ -72,7 +72,7 @@ def open_clip_pipeline(task: Task) -> Iterator[int]:
     captions: list[str] = []
     for sample in samples:
         images.append(prepare(next(sample[name] for name in _IMAGES if name in sample)))
-        captions.append(_caption(sample))
+        captions.append(_captions(sample)[0])
         if len(images) == BATCH:
             torch.stack(images)
             task.words.encode(captions)
@@ -82,7 +82,7 @@ def open_clip_pipeline(task: Task) -> Iterator[int]:
 
 def plain(task: Task) -> Iterator[int]:
     """The same decoding, resizing, random numbers and batches on a bare walk over the tars: no index, no length, header or text is checked."""
-    crop, scratch = TrainTransform(image_size=task.size, scale=task.scale).crop, Scratch()
+    crop, scratch, rng = TrainTransform(image_size=task.size, scale=task.scale).crop, Scratch(), sample_rng(0, 0, 0)
     captions: list[str] = []
     rows, position = canvas(BATCH, task.size, task.size).split(1), 0
     for path in itertools.cycle(task.shards):
@@ -90,9 +90,11 @@ def plain(task: Task) -> Iterator[int]:
             payload = next((sample[name] for name in _JPEG if name in sample), None)
             if payload is None:
                 continue
-            image, box = decode_only(payload, task.size, crop, sample_rng(0, 0, position), scratch)
-            resize(cut(image, box), "bicubic", rows[len(captions)])
-            captions.append(_caption(sample))
+            set_rng(rng, 0, 0, position)
+            found = _captions(sample)
+            captions.append(found[int(rng.integers(len(found)))])
+            image, box = decode_only(payload, task.size, crop, rng, scratch)
+            resize(cut(image, box), "bicubic", rows[len(captions) - 1])
             position += 1
             if len(captions) == BATCH:
                 task.words.encode(captions)
@@ -144,12 +146,12 @@ def rates(contestants: dict[str, Iterator[int]], seconds: float) -> dict[str, fl
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def _caption(sample: dict[str, Any]) -> str:
-    """The first caption as the shards have it."""
+def _captions(sample: dict[str, Any]) -> list[str]:
+    """The captions as the shards have them."""
     record = sample.get("json")
     record = json.loads(record) if isinstance(record, bytes) else record or {}
-    text = (record.get("captions") or [record.get("caption") or sample.get("txt", "")])[0]
-    return text.decode() if isinstance(text, bytes) else text
+    found = record.get("captions") or [record.get("caption") or sample.get("txt", "")]
+    return [text.decode() if isinstance(text, bytes) else text for text in found]
 
 
 def _walk(path: str) -> Iterator[dict[str, bytes]]:
