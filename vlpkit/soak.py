@@ -33,7 +33,7 @@ class Reading(NamedTuple):
     """What the process held after so many steps."""
 
     step: int
-    megabytes: float  # resident
+    megabytes: float  # of memory, pages of files aside
     files: int  # open descriptors
 
 
@@ -55,11 +55,12 @@ class Endured(NamedTuple):
 
 
 def weigh(step: int) -> Reading:
-    """What this process holds now, garbage aside."""
+    """What this process holds now, garbage aside: memory of its own and shared, in RAM or swapped out. Pages of files are left out, because
+    the system takes them away and brings them back as it likes."""
     gc.collect()
-    status = Path("/proc/self/status").read_text()
-    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    return Reading(step, resident / 1024, len(os.listdir("/proc/self/fd")))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    held = sum(int(status[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap"))
+    return Reading(step, held / 1024, len(os.listdir("/proc/self/fd")))
 
 
 def write_faulty(folder: Path, *, samples: int, bad_share: float, seed: int, shards: int = 4) -> int:

@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from vlpkit.data import decode as decoding
-from vlpkit.data.decode import Limits, Refused, clean_caption, decode, jpeg_orientation, read_caption, read_header
+from vlpkit.data.decode import Limits, Refused, clean_caption, decode, jpeg_layout, read_caption, read_header
 from vlpkit.data.scratch import Scratch
 
 
@@ -111,7 +112,7 @@ def test_every_exif_rotation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     payload = encoded(picture(640, 480), exif=exif)
-    assert jpeg_orientation(payload) == orientation
+    assert jpeg_layout(payload)[0] == orientation
     header = read_header(payload)
     turned = orientation >= 5
     assert (header.width, header.height) == ((480, 640) if turned else (640, 480))
@@ -128,8 +129,34 @@ def test_the_rotation_is_found_behind_other_segments_and_in_either_byte_order() 
         plain = encoded(picture())
         filler = b"\xff\xe5" + struct.pack(">H", 60002) + bytes(60000)
         payload = plain[:2] + filler + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
-        assert jpeg_orientation(payload) == 6
+        assert jpeg_layout(payload) == (6, True)
         assert Image.open(io.BytesIO(payload)).getexif()[0x0112] == 6
+
+
+def test_what_a_decoder_passes_over_once_is_told_from_what_it_may_pass_over_often() -> None:
+    for options, single in (({}, True), ({"subsampling": 0}, True), ({"progressive": True}, False)):
+        assert jpeg_layout(encoded(picture(), **options)) == (1, single), options
+    assert jpeg_layout(encoded(picture().convert("L"))) == (1, True)
+    assert jpeg_layout(encoded(picture())[:200]) == (1, False)  # cut before its scan
+    # the first scan holds one of three components: others must follow, and may follow again and again
+    apart = bytearray(encoded(picture()))
+    apart[apart.index(b"\xff\xda") + 4] = 1
+    assert jpeg_layout(bytes(apart)) == (1, False)
+
+
+def test_more_scans_behind_the_only_one_are_never_decoded() -> None:
+    payload = encoded(picture(640, 480))
+    scan = payload[payload.index(b"\xff\xda") : -2]
+    often = payload[:-2] + scan * 800 + payload[-2:]
+    header = read_header(often)
+    started = time.process_time()
+    try:
+        shown = decode(often, header)
+    except Refused as refused:
+        assert refused.reason == "broken_image"
+    else:
+        assert np.array_equal(shown, pixels(payload))
+    assert time.process_time() - started < 0.5  # all 800 take seconds
 
 
 def test_palette_and_transparency_are_composited_on_white() -> None:

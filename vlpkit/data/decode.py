@@ -100,7 +100,8 @@ def read_header(payload: bytes | None, *, limits: Limits = LIMITS) -> Header:
         raise Refused("empty_image")
     if len(payload) > limits.bytes:
         raise Refused("too_many_bytes", f"{len(payload)} bytes, at most {limits.bytes}")
-    if payload[:3] == b"\xff\xd8\xff" and jpeg_orientation(payload) == UPRIGHT:
+    orientation, single = jpeg_layout(payload) if payload[:3] == b"\xff\xd8\xff" else (None, False)
+    if orientation == UPRIGHT:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(payload)
         except ValueError:
@@ -108,7 +109,8 @@ def read_header(payload: bytes | None, *, limits: Limits = LIMITS) -> Header:
         else:
             if colours in ("YCbCr", "Gray", "RGB"):
                 _judge(int(width), int(height), limits)
-                _judge_scans(payload, int(width) * int(height), limits)
+                if not single:
+                    _judge_scans(payload, int(width) * int(height), limits)
                 return Header("JPEG", int(width), int(height), quick=True)
             slow_path[colours] += 1
     return _open(payload, limits)
@@ -169,23 +171,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def jpeg_orientation(payload: bytes) -> int:
-    """The Exif orientation 1..8 of a JPEG, read by walking the segments before the first scan; 1 if there is none."""
-    at = 2
+def jpeg_layout(payload: bytes) -> tuple[int, bool]:
+    """The Exif orientation 1..8 of a JPEG (1 if there is none), and whether one scan surely holds all of it, both read by walking the segments before
+    the first scan: a decoder passes once over a sequential image whose first scan has all its components (ITU T.81, B.2.2 and B.2.3)."""
+    orientation, components, at = None, 0, 2
     for _ in range(64):  # a file with more segments before its first scan has other troubles
-        if at + 4 > len(payload) or payload[at] != 0xFF:
-            return UPRIGHT
+        if at + 5 > len(payload) or payload[at] != 0xFF:
+            break
         marker = payload[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue
         if marker == 0xDA:
-            return UPRIGHT
+            return orientation or UPRIGHT, 0 < components == payload[at + 4]
         size = int.from_bytes(payload[at + 2 : at + 4], "big")
-        if marker == 0xE1 and payload[at + 4 : at + 10] == b"Exif\0\0":
-            return _tiff_orientation(payload[at + 10 : at + 2 + size])
+        if marker == 0xE1 and orientation is None and payload[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _tiff_orientation(payload[at + 10 : at + 2 + size])
+        elif marker in (0xC0, 0xC1) and at + 9 < len(payload):
+            components = payload[at + 9]
         at += 2 + max(2, size)
-    return UPRIGHT
+    return orientation or UPRIGHT, False
 
 
 def _tiff_orientation(tiff: bytes) -> int:
