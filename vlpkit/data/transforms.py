@@ -166,7 +166,8 @@ def resize(pixels: NDArray[np.uint8], interpolation: Interpolation, out: Tensor)
     if pixels.shape[:2] == (height, width):
         out[0].permute(1, 2, 0).numpy()[...] = pixels
         return
-    planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
+    # numpy copies a crop in a third of the time that the kernel takes to do so
+    planes = torch.from_numpy(pixels if pixels.flags.writeable and pixels.flags.c_contiguous else pixels.copy()).permute(2, 0, 1)[None]
     _KERNELS[interpolation](planes, (height, width), False, None, None, out=out)
 
 
