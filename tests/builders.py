@@ -79,7 +79,9 @@ def tiny_batch(words: Words, *, rows: int = 4, size: int = 32, seed: int = 0) ->
     image = replace(regions, pixels=pixels)
     targets["answer"] = torch.where(torch.arange(rows) % 4 == 0, IGNORE, torch.randint(33, (rows,), generator=rng))
     second = words.encode([CAPTIONS[(start + i + 1) % len(CAPTIONS)] for i in range(rows)])
-    return Batch({"clean": image}, {"clean": texts, "second": second}, targets, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
+    targets["box"] = torch.rand(rows, 2, 2, generator=rng).sort(1).values.flatten(1) * (torch.arange(rows) % 4 != 1)[:, None]
+    phrase = words.encode([" ".join(CAPTIONS[(start + i) % len(CAPTIONS)].split()[:4]) for i in range(rows)])
+    return Batch({"clean": image}, {"clean": texts, "second": second, "phrase": phrase}, targets, torch.arange(rows), tuple(f"sample{i}" for i in range(rows)))
 
 
 def tiny_regions(rows: int, rng: torch.Generator) -> tuple[ImageInput, dict[str, Tensor]]:

@@ -109,10 +109,13 @@ def _blank(cfg: Mapping[str, Any], words: Words, source: str) -> Batch:
             image, targets = ImageInput(torch.zeros(rows, 3, size, size)), {}
         if cfg["data"].get("questions") is not None:
             targets["answer"] = torch.zeros(rows, dtype=torch.int64)
+        if cfg["data"].get("phrases") is not None:
+            targets["box"] = torch.zeros(rows, 4)
         held = beside[source].get("holds") if source in beside else None
         if held == "texts":
             return Batch({}, {"clean": TextInput(ids, mask)}, {}, torch.zeros(rows, dtype=torch.int64))
         if held == "images":
             return Batch({"clean": image}, {}, targets, torch.zeros(rows, dtype=torch.int64))
-        texts = {"clean": TextInput(ids, mask)} | ({"second": TextInput(ids, mask)} if cfg["data"].get("second") else {})
+        more = [name for name, key in (("second", "second"), ("phrase", "phrases")) if cfg["data"].get(key)]
+        texts = {name: TextInput(ids, mask) for name in ("clean", *more)}
         return Batch({"clean": image}, texts, targets, torch.zeros(rows, dtype=torch.int64))

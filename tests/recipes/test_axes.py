@@ -57,13 +57,14 @@ def test_a_combination_builds_and_takes_a_step(where: tuple[int, int, int]) -> N
     assert any(not torch.equal(a, b) for a, b in zip(before, made.model.parameters()))
 
 
-OBJECTIVES = {   # of the axes: what each is called, and a command line that asks for it; boxes are those of hidden regions alone
+OBJECTIVES = {   # of the axes: what each is called, and a command line that asks for it
     "contrast over the batch": ("itc", "model=clip"), "contrast with momentum and queue": ("itc", "model=albef"), "pairwise sigmoid": ("sigmoid", "model=siglip"),
     "random matching": ("itm", "model=vilt"), "mined matching": ("itm", "model=vlmo"), "masked words": ("mlm", "model=meter"),
     "masked words in order": ("mlm_seq", "model=albef", "objective=[itc_momentum,itm_hard,mlm_seq]"), "next words": ("lm", "model=git"), "words behind a prefix": ("lm", "model=simvlm"),
     "features of regions": ("mrfr", "model=uniter"), "classes of regions": ("mrc", "model=uniter"), "distributions of regions": ("mrckl", "model=uniter"),
     "codes of patches": ("mim", "model=meter", "objective=[itm,mlm,mim_codes]"), "patches among those of the batch": ("mim_batch", "model=meter", "objective=[itm,mlm,mim_batch]"),
     "pixels of patches": ("mim_pixels", "model=meter", "objective=[itm,mlm,mim_pixels]"), "alignment of words and regions": ("wra", "model=uniter"),
+    "boxes of phrases": ("box", "model=albef", "objective=[itc_momentum,itm_hard,mlm,box]"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlpkit.data.phrases import Part
 from vlpkit.data.regions import Found, pad
 from vlpkit.data.tokenize import Words
 from vlpkit.types import Batch, ImageInput, TextInput
@@ -24,6 +25,7 @@ class Sample(NamedTuple):
     found: Found | None = None  # where it reads regions
     answer: int | None = None  # where it reads questions; IGNORE beside a caption
     second: str | None = None  # another caption, where it reads two of each image
+    part: Part | None = None  # where it reads phrases about parts of the image
 
 
 def images_of(pixels: Tensor | None, found: Sequence[Found | None]) -> tuple[ImageInput, dict[str, Tensor]]:
@@ -33,26 +35,33 @@ def images_of(pixels: Tensor | None, found: Sequence[Found | None]) -> tuple[Ima
     return replace(image, pixels=pixels), targets
 
 
-def texts_of(captions: Sequence[str], seconds: Sequence[str | None], *, words: Words) -> dict[str, TextInput]:
-    """B texts "clean", and beside them "second" where each image has another one."""
-    texts = {"clean": words.encode(captions)}
-    others = [text for text in seconds if text is not None]
-    return {**texts, "second": words.encode(others)} if others else texts
+def texts_of(captions: Sequence[str], seconds: Sequence[str | None], parts: Sequence[Part | None] = (), *, words: Words) -> dict[str, TextInput]:
+    """B texts "clean", and beside them "second" where each image has another one, and "phrase" where each has one about a part."""
+    given = {"clean": [*captions], "second": [text for text in seconds if text is not None], "phrase": [part.text for part in parts if part is not None]}
+    return {name: words.encode(texts) for name, texts in given.items() if texts}
+
+
+def boxes_of(parts: Sequence[Part | None]) -> dict[str, Tensor]:
+    """Where the B phrases belong: "box" (B, 4), corners as fractions of what is seen of each image, 0 where none is asked for; {} without phrases."""
+    boxes = [part.box for part in parts if part is not None]
+    return {"box": torch.tensor(boxes, dtype=torch.float32)} if boxes else {}
 
 
 def collate(samples: Sequence[Sample], *, pixels: Tensor | None, words: Words | None) -> Batch:
     """B samples as named inputs, and their pixels (B, 3, S, S) uint8 where the recipe reads any.
 
-    Images "clean" with pixels, regions or both; texts "clean" (B, N) and, of recipes that read two, "second"; targets of regions and the
-    answer; pair_id the sample numbers. Without pixels and regions there is no image, without `words` no text.
+    Images "clean" with pixels, regions or both; texts "clean" (B, N) and, of recipes that read them, "second" and "phrase"; targets of regions, the
+    answer and the box of the phrase; pair_id the sample numbers. Without pixels and regions there is no image, without `words` no text.
     """
     image, targets = images_of(pixels, [sample.found for sample in samples])
     answers = [sample.answer for sample in samples if sample.answer is not None]
     if answers:
         targets["answer"] = torch.tensor(answers, dtype=torch.int64)
+    seconds, parts = [sample.second for sample in samples], [sample.part for sample in samples]
+    targets |= boxes_of(parts)
     return Batch(
         images={} if image.empty else {"clean": image},
-        texts={} if words is None else texts_of([str(sample.caption) for sample in samples], [sample.second for sample in samples], words=words),
+        texts={} if words is None else texts_of([str(sample.caption) for sample in samples], seconds, parts, words=words),
         targets=targets,
         pair_id=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
         keys=tuple(sample.key for sample in samples),

@@ -21,6 +21,7 @@ from vlpkit.data.faults import Fault, Ledger
 from vlpkit.data.look import Look, Seen, rows_of
 from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import sample_rng, set_rng
+from vlpkit.data.phrases import Part, Phrases
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import Reader
 from vlpkit.data.regions import Detections
@@ -64,6 +65,7 @@ class EvalBatch:
         targets: of the regions, R rows each; {} without them.
         questions: of each image, with their answers' numbers; [] where the recipe reads none.
         second: whether the recipe reads two captions of an image.
+        parts: of each image a phrase about a part of it, with its box; [] where the recipe reads none.
     """
 
     index: Tensor
@@ -74,6 +76,7 @@ class EvalBatch:
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     questions: list[list[Asked]] = field(default_factory=list)
     second: bool = False
+    parts: list[Part] = field(default_factory=list)
 
     def seconds(self) -> list[str | None]:
         """Another caption of each image, where the recipe reads two."""
@@ -118,10 +121,12 @@ class TrainItems(Dataset[Item]):
 
     def __init__(
         self, *, reader: Reader, order: Sequenced, share: Share, transforms: Sequence[Transform | None], words: Words | None,
-        regions: Detections | None = None, questions: Questions | None = None, second: bool = False, ahead: Callable[[int], None],
+        regions: Detections | None = None, questions: Questions | None = None, phrases: Phrases | None = None, second: bool = False,
+        ahead: Callable[[int], None],
     ) -> None:
         self.reader, self.order, self.share, self.words, self.second, self.ahead = reader, order, share, words, second, ahead
-        self.looks = [Look(reader, transform=transform, regions=regions, questions=questions, texts=words is not None) for transform in transforms]
+        read: dict[str, Any] = {"regions": regions, "questions": questions, "phrases": phrases, "texts": words is not None}
+        self.looks = [Look(reader, transform=transform, **read) for transform in transforms]
         self._rngs = [sample_rng(0, 0, row) for row in range(min(BLOCK, share.micro))]
 
     def __getitem__(self, turn: int) -> Item:
@@ -188,17 +193,18 @@ class TrainItems(Dataset[Item]):
             return Sample(None, number, key, seen.found)
         text, answer = seen.told
         other = another(text, seen.captions, int(draft.rng.integers(len(seen.captions)))) if self.second else None
-        return Sample(text, number, key, seen.found, None if draft.look.questions is None else answer, other)
+        return Sample(text, number, key, seen.found, None if draft.look.questions is None else answer, other, seen.part)
 
 
 class EvalItems(Dataset[EvalItem]):
     """Items by their span of sample numbers; what is refused is left out and reported."""
 
     def __init__(
-        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None, second: bool = False
+        self, *, reader: Reader, transform: Transform | None, regions: Detections | None = None, questions: Questions | None = None,
+        phrases: Phrases | None = None, second: bool = False,
     ) -> None:
         self.second = second
-        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions)
+        self.reader, self.look = reader, Look(reader, transform=transform, regions=regions, questions=questions, phrases=phrases)
 
     def __getitem__(self, span: tuple[int, int]) -> EvalItem:
         before = slow_path.copy()
@@ -222,7 +228,8 @@ class EvalItems(Dataset[EvalItem]):
         keys = [self.reader.index.key(number) for number in numbers]
         index = torch.tensor(numbers, dtype=torch.int64)
         asked = [] if self.look.questions is None else [self.look.questions.of(seen.record) for seen in rows]
-        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked, self.second)
+        parts = [seen.part for seen in rows if seen.part is not None]
+        batch = EvalBatch(index, images, [seen.captions for seen in rows], [seen.record for seen in rows], keys, targets, asked, self.second, parts)
         return EvalItem(span[1] - span[0], batch, tuple(faults), slow_path - before)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlpkit.data.arrays import MEMBER
 from vlpkit.data.decode import Refused, read_caption
+from vlpkit.data.phrases import WHOLE, Part, Phrases
 from vlpkit.data.questions import Asked, Questions
 from vlpkit.data.reader import IMAGES, TEXTS, Reader, image_of
 from vlpkit.data.regions import Detections, Found
@@ -27,6 +28,7 @@ class Seen(NamedTuple):
     captions: list[str]
     record: dict[str, Any]
     told: Asked | None  # the text of a training sample
+    part: Part | None  # where the recipe reads phrases
 
 
 class Look:
@@ -37,13 +39,15 @@ class Look:
         transform: of the pixels; None: no pixels are read.
         regions: which regions count; None: none are read.
         questions: how they are mixed with captions; None: captions alone.
+        phrases: which of those about parts of the image goes along; None: none does.
         texts: whether captions are read, and a sample without one refused.
     """
 
     def __init__(
-        self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None, texts: bool = True,
+        self, reader: Reader, *, transform: Transform | None, regions: Detections | None, questions: Questions | None, phrases: Phrases | None = None,
+        texts: bool = True,
     ) -> None:
-        self.reader, self.transform, self.regions, self.questions = reader, transform, regions, questions
+        self.reader, self.transform, self.regions, self.questions, self.phrases = reader, transform, regions, questions, phrases
         # regions are read beside the record, which may hold the size of their image
         self.texts = texts or regions is not None
         self._only = (*(IMAGES if transform is not None else ()), *(TEXTS if self.texts else ()), *((MEMBER,) if regions is not None else ()))
@@ -53,13 +57,19 @@ class Look:
         return None if self.transform is None else canvas(count, self.transform.size, self.transform.size)
 
     def __call__(self, number: int, rng: np.random.Generator, *, choose: bool) -> Seen:
-        """One sample, its image not decoded; with `choose`, one of its texts, before `rng` chooses a view of the image. Raises Refused."""
+        """One sample, its image not decoded; with `choose`, one of its texts, before `rng` chooses a view of the image and a phrase about what
+        is seen. Raises Refused."""
         members = self.reader.read(number, only=self._only)
         image = image_of(members) if self.transform is not None else b""
         captions, record = said_of(members, self.questions) if self.texts else ([], {})
         told = self._told(captions, record, rng) if choose and self.texts else None
         found = None if self.regions is None else self.regions(members.get(MEMBER), record)
-        return Seen(image, None if self.transform is None else self.transform.look(image, rng), found, captions, record, told)
+        view = None if self.transform is None else self.transform.look(image, rng)
+        part = None
+        if self.phrases is not None and self.texts:
+            shown = WHOLE if self.transform is None or view is None else self.transform.seen(view)
+            part = self.phrases.choose(captions, record, shown, rng if choose else None)
+        return Seen(image, view, found, captions, record, told, part)
 
     def draw(self, seen: Seen, rng: np.random.Generator, row: Tensor | None) -> None:
         """Writes the pixels to a row of a canvas, where any are read. Raises Refused."""

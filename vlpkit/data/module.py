@@ -21,6 +21,7 @@ from vlpkit.data.look import captions_of
 from vlpkit.data.mixture import Sequenced
 from vlpkit.data.order import Order, seed_beside
 from vlpkit.data.pairsets import read_mix
+from vlpkit.data.phrases import Phrases
 from vlpkit.data.place import real, shown
 from vlpkit.data.pool import Pool
 from vlpkit.data.questions import Questions
@@ -67,6 +68,8 @@ class DataModule(pl.LightningDataModule):
         words: the tokenizer; may be attached later, since one trained on `captions()` needs the data first.
         regions: what is read of KEY.regions.npz; None: nothing.
         questions: how questions are mixed with captions; None: captions alone.
+        phrases: which phrase about a part of each image comes along, as the text "phrase", with the target "box"; None: none does. Images are then
+            neither mirrored nor distorted.
         second: whether a second caption of each image comes along, as the text "second"; the first one again where there is no other.
         mix: sets that the pairs are mixed from, by name, each with passes over it an epoch (1.0: every sample once) or a share ("30%"), or with
             `weight` and what differs: `shards`, `root`, `limit`, `safe`; the one called `name` stands for `shards`. Nothing: `shards` alone.
@@ -97,6 +100,7 @@ class DataModule(pl.LightningDataModule):
         limit: int | None = None,
         regions: Detections | None = None,
         questions: Questions | None = None,
+        phrases: Phrases | None = None,
         second: bool = False,
         mix: Mapping[str, Any] | None = None,
         cache_bytes: str | int = "64GB",
@@ -123,7 +127,7 @@ class DataModule(pl.LightningDataModule):
         self.pool = Pool(sets, mixed=bool(mix), build=self._index, window=window)
         if questions is not None and questions.numbers is None:
             raise ConfigError("data.questions.answers is null, and these data bring no list of answers. Name a file with one a line")
-        self.regions, self.questions, self.second = regions, questions, second
+        self.regions, self.questions, self.phrases, self.second = regions, questions, phrases, second
         self.train_transform = self._transform(augment, safe, "data.safe")
         self.set_transforms = [
             self.train_transform if one.safe == safe else self._transform(augment, one.safe, one.place("safe")) for one in sets.values()
@@ -138,6 +142,10 @@ class DataModule(pl.LightningDataModule):
 
     def _transform(self, augment: Mapping[str, Any], safe: Mapping[str, Any], place: str) -> TrainTransform | None:
         wishes = safe_augment(augment, safe, place=place)
+        for name, off in {"flip": 0.0, "randaugment": None}.items() if self.phrases is not None else ():
+            if wishes[name] != off:
+                log.info("data.augment.%s is %s here, not %s: the boxes of data.phrases follow a crop and nothing else", name, off, wishes[name])
+                wishes[name] = off
         return None if self.image_size is None else TrainTransform(image_size=self.image_size, **wishes)
 
     @property
@@ -221,7 +229,7 @@ class DataModule(pl.LightningDataModule):
         share = self._share_now()
         if self.words is None:
             raise ConfigError("data has no tokenizer yet: attach one (data.words = ...) before the training loader is made")
-        both: dict[str, Any] = {"regions": self.regions, "questions": self.questions, "second": self.second}
+        both = self._beside()
         stop = sys.maxsize if self._total is None else self._total * share.accumulation
         times: dict[str, Any] = {"span": lambda: range(share.turn(self.samples_seen), stop), "workers": self.workers}
         items = TrainItems(**self._read(self.index, self.order), share=share, transforms=self.set_transforms, words=self.words, **both)
@@ -239,6 +247,10 @@ class DataModule(pl.LightningDataModule):
             loaders[name] = TrainLoader(items, ledgers=[stock.ledger] * len(seen), key=stock.ledger.key, source=name, **times)
         return Together(loaders)
 
+    def _beside(self) -> dict[str, Any]:
+        """What is read of a pair beside its pixels and its caption."""
+        return {"regions": self.regions, "questions": self.questions, "phrases": self.phrases, "second": self.second}
+
     def _read(self, index: Index, order: Sequenced) -> dict[str, Any]:
         """What reads the samples of an index in an order, and fetches those of remote shards ahead."""
         store, span = LocalStore(self.remote.open), -(-len(index) * self.remote.window // len(index.shards))
@@ -254,9 +266,7 @@ class DataModule(pl.LightningDataModule):
         """
         length = len(self.val_index) if limit is None else min(limit, len(self.val_index))
         spans = [(start, min(start + batch, length)) for start in range(0, length, batch)][rank::world]
-        items = EvalItems(
-            reader=Reader(self.val_index, store=LocalStore(self.remote.open)), transform=self.eval_transform, regions=self.regions, questions=self.questions, second=self.second
-        )
+        items = EvalItems(reader=Reader(self.val_index, store=LocalStore(self.remote.open)), transform=self.eval_transform, **self._beside())
         workers = min(self.workers, len(spans))
         return self._evaluate(arrived(load(items, spans, workers=workers, key=self.val_ledger.key), workers=workers))
 

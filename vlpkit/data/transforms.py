@@ -22,7 +22,7 @@ from vlpkit.errors import ConfigError, did_you_mean
 log = logging.getLogger(__name__)
 
 Interpolation = Literal["bicubic", "bilinear"]
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 # What torch's `interpolate` calls; called here because only this form writes to a row of a batch.
@@ -54,6 +54,10 @@ class Transform(Protocol):
 
     def draw(self, payload: bytes, view: View, rng: np.random.Generator, row: Tensor) -> None:
         """Writes that to `row` (1, 3, S, S), one of a `canvas`; `rng` is the generator that `look` left behind. Raises Refused."""
+        ...
+
+    def seen(self, view: View) -> Box:
+        """Corners of what is seen, as fractions of the whole image."""
         ...
 
 
@@ -107,6 +111,10 @@ class TrainTransform:
             array = row[0].permute(1, 2, 0).numpy()
             array[...] = np.asarray(self.augment(Image.fromarray(array), rng))
 
+    def seen(self, view: View) -> Box:
+        (left, top, width, height), (wide, tall) = view.box, (view.header.width, view.header.height)
+        return left / wide, top / tall, (left + width) / wide, (top + height) / tall
+
     def crop(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """left, top, width, height of a crop: ten tries, then the largest centre crop of an allowed ratio."""
         area = width * height
@@ -152,12 +160,22 @@ class EvalTransform:
         if self.how == "squash":
             resize(pixels, self.interpolation, row)
             return
-        short = min(view.header.width, view.header.height)
-        width, height = self.size * view.header.width // short, self.size * view.header.height // short
+        width, height, left, top = self._centre(view.header)
         whole = canvas(1, height, width)
         resize(pixels, self.interpolation, whole)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         row.copy_(whole[:, :, top : top + self.size, left : left + self.size])
+
+    def seen(self, view: View) -> Box:
+        if self.how == "squash":
+            return 0.0, 0.0, 1.0, 1.0
+        width, height, left, top = self._centre(view.header)
+        return left / width, top / height, (left + self.size) / width, (top + self.size) / height
+
+    def _centre(self, header: Header) -> tuple[int, int, int, int]:
+        """Width and height at which the short side is S, and the corner of the square in their middle."""
+        short = min(header.width, header.height)
+        width, height = self.size * header.width // short, self.size * header.height // short
+        return width, height, round((width - self.size) / 2), round((height - self.size) / 2)
 
 
 def resize(pixels: NDArray[np.uint8], interpolation: Interpolation, out: Tensor) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlpkit.data.module import DataModule
+from vlpkit.data.phrases import Phrases
 from vlpkit.data.questions import Questions
 from vlpkit.data.regions import Detections
 from vlpkit.data.shapes.questions import ANSWERS
@@ -21,14 +22,19 @@ class WorldData(DataModule):
         cache: folder under which worlds and indexes are kept.
         regions: what is read of regions; with it, the world is one that has them.
         questions: how questions are mixed with captions; likewise. The world brings the list of answers.
+        phrases: which phrase about a part of the image goes along; likewise.
         options: of the DataModule.
     """
 
     def __init__(
-        self, *, world: Mapping[str, Any], cache: str, regions: Detections | None = None, questions: Questions | None = None, **options: Any
+        self, *, world: Mapping[str, Any], cache: str, regions: Detections | None = None, questions: Questions | None = None,
+        phrases: Phrases | None = None, **options: Any,
     ) -> None:
-        wanted = {} if regions is None else {"regions": regions.size}
+        wanted: dict[str, Any] = {} if regions is None else {"regions": regions.size}
+        if phrases is not None:
+            wanted["phrases"] = True
         if questions is not None:
             wanted["questions"] = True
             questions.know(ANSWERS)
-        super().__init__(root=str(ensure_world(Path(cache), **{**wanted, **world})), cache=cache, regions=regions, questions=questions, **options)
+        given: dict[str, Any] = {"regions": regions, "questions": questions, "phrases": phrases}
+        super().__init__(root=str(ensure_world(Path(cache), **{**wanted, **world})), cache=cache, **given, **options)

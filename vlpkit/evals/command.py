@@ -131,7 +131,7 @@ def _data(request: Request, found: Restored) -> DataModule:
         block = _changed(own, request.changes)
     else:  # other pictures, but cut and resized as this model knows them, and other regions, but as many
         block = {**request.data, "eval_resize": request.changes.get("eval_resize", own.get("eval_resize", request.data["eval_resize"]))}
-        block = {**{key: own[key] for key in ("regions", "questions", "second") if key in own}, **block}
+        block = {**{key: own[key] for key in ("regions", "questions", "phrases", "second") if key in own}, **block}
     if not str(block["_target_"]).startswith(_DATA):
         raise ConfigError(f"data._target_: {block['_target_']!r} is no data of this package, and evaluation opens no other. Name shards with data=custom data.val_shards=...")
     return build(block, where="data", image_size=image_size(found.config), seed=found.config["seed"], words=found.words)

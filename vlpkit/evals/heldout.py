@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from vlpkit import dist
-from vlpkit.data.collate import texts_of
+from vlpkit.data.collate import boxes_of, texts_of
 from vlpkit.data.module import DataModule
 from vlpkit.errors import DataError
 from vlpkit.evals.base import Evaluator, Subject, words_of
@@ -19,7 +19,8 @@ from vlpkit.types import Batch
 
 
 class HeldOut(Evaluator):
-    """Every objective over the validation split, each image with its first caption; where the recipe reads questions, half of them with one of these.
+    """Every objective over the validation split, each image with its first caption; where the recipe reads questions, half of them with one of these,
+    and where it reads phrases, each with the first of these.
 
     Gives `<objective>_loss`, in nats, and `<objective>_acc`, in percent, where the objective counts hits; and `count`, the number of pairs.
     Draws are seeded by the number of the batch, so a model is always asked the same. Contrast and matching depend on `batch`.
@@ -44,7 +45,8 @@ class HeldOut(Evaluator):
         count = 0
         for number, batch in enumerate(batches(data, batch=self.batch, limit=self.limit)):
             texts, targets = batch.told()
-            pairs = Batch({"clean": batch.images}, texts_of(texts, batch.seconds(), words=words_of(data)), targets, batch.index).to(module.device)
+            given = texts_of(texts, batch.seconds(), batch.parts, words=words_of(data))
+            pairs = Batch({"clean": batch.images}, given, {**targets, **boxes_of(batch.parts)}, batch.index).to(module.device)
             for name, value in self._values(module, pairs, number, data).items():
                 sums[name] += value * len(pairs)
             count += len(pairs)

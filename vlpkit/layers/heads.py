@@ -110,6 +110,24 @@ class Classifier(nn.Module):
         return self.out(torch.cat(first, -1))
 
 
+class BoxHead(nn.Module):
+    """The first token to four numbers before a sigmoid, centre, width and height of a box, through a layer of twice the width (X-VLM).
+
+    Parameters: `dense` (2D, D), `norm` (2D,), `out` (4, 2D).
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.dense, self.norm, self.out = nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim, eps=eps), nn.Linear(2 * dim, 4)
+        for linear in (self.dense, self.out):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, s: Stream) -> Tensor:
+        """A stream (P, L, D) to (P, 4)."""
+        return self.out(activate(self.norm(self.dense(s.x[:, 0])), "gelu"))
+
+
 class AnswerHead(nn.Module):
     """The pooled first token to one of C answers, through a layer of twice the width (LXMERT).
 

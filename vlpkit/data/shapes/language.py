@@ -240,6 +240,11 @@ def _chain(facts: Facts) -> str | None:
     return name if name in _ENDS and facts.relations == links else None
 
 
+def noun(mention: Mention) -> str:
+    """A noun phrase in plain words, one for each idea."""
+    return _noun(mention, Style(False, "", {}))
+
+
 def _noun(mention: Mention, style: Style) -> str:
     """A noun phrase, e.g. "a small green star with dots in the center" or "two red circles"."""
     before: list[str] = []

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from vlpkit.data.shapes.detect import detect, packed, tags
 from vlpkit.data.shapes.language import NOISES, boilerplate, captions, hard_pairs, keywords
+from vlpkit.data.shapes.phrases import phrases
 from vlpkit.data.shapes.questions import questions
 from vlpkit.data.shapes.render import draw, encode
 from vlpkit.data.shapes.scenes import Generator, Scene, Split, generator, holds, make_scene
@@ -41,13 +42,14 @@ _STRANGERS = (
     1_000_000  # captions stray from so many scenes, not from the world's own, so that worlds of all sizes agree
 )
 _DRAWING, _SPEAKING, _TESTING, _SPOILING, _DETECTING, _ASKING = 1, 2, 3, 4, 5, 6  # purposes of the random streams; 0 makes the scene
-_LATER = {"regions": 0, "questions": False}  # settings that came later: left as they were, they leave names and manifests alone
+_LATER = {"regions": 0, "questions": False, "phrases": False}  # settings that came later: left as they were, they leave names and manifests alone
 
 
 @dataclass(frozen=True)
 class World:
     """Everything that decides a world's bytes; `noise` is the share of training samples with a web caption, [0, 1), `regions` the numbers of a
-    region's feature, 0 for a world without KEY.regions.npz, and `questions` whether records hold questions with their answers."""
+    region's feature, 0 for a world without KEY.regions.npz, `questions` whether records hold questions with their answers, and `phrases` whether
+    they hold what singles out each object, with its box."""
 
     seed: int = 0
     train: int = 16000
@@ -58,6 +60,7 @@ class World:
     samples_per_shard: int = 1000
     regions: int = 0
     questions: bool = False
+    phrases: bool = False
 
     def __post_init__(self) -> None:
         limits = {"train": 1, "val": 1, "image_size": 16, "captions": 1, "samples_per_shard": 1, "seed": 0, "regions": 0}
@@ -109,6 +112,7 @@ def write_world(
     samples_per_shard: int = 1000,
     regions: int = 0,
     questions: bool = False,
+    phrases: bool = False,
 ) -> Path:
     """Writes train-*.tar, val-*.tar and manifest.json to `folder` at once, or finds them there.
 
@@ -117,7 +121,7 @@ def write_world(
     Raises:
         DataError: `folder` holds another world or other files, or cannot be written.
     """
-    world = World(seed, train, val, image_size, noise, captions, samples_per_shard, regions, questions)
+    world = World(seed, train, val, image_size, noise, captions, samples_per_shard, regions, questions, phrases)
     folder = Path(folder)
     if is_whole(folder, world):
         return folder
@@ -145,7 +149,7 @@ def is_whole(folder: Path, world: World) -> bool:
 
 
 def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[str, Any]]:
-    """One sample's scene and JSON record: captions, facts, scene, and `noise`, `hard` or `questions` where they apply."""
+    """One sample's scene and JSON record: captions, facts, scene, and `noise`, `hard`, `questions` or `regions` where they apply."""
     scene = make_scene(world.seed, split, number)
     record: dict[str, Any] = {}
     spoil = generator(world.seed, split, number, _SPOILING)
@@ -166,6 +170,8 @@ def make_record(world: World, split: Split, number: int) -> tuple[Scene, dict[st
         }
     if world.questions:
         record["questions"] = questions(scene, generator(world.seed, split, number, _ASKING))
+    if world.phrases:
+        record["regions"] = phrases(scene)
     return scene, record | {"scene": scene.record()}
 
 
