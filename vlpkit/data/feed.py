@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlpkit.data.absent import Absent
 from vlpkit.data.audit import Audit
 from vlpkit.data.collate import Sample, collate, images_of
 from vlpkit.data.decode import Refused, slow_path
@@ -255,7 +256,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         turns, order = self.span(), self.items.order
-        audit = Audit(order, self.items.share, turn=turns.start, key=self.key)
+        audit, absent = Audit(order, self.items.share, turn=turns.start, key=self.key), Absent(self.key)
         for item in arrived(load(self.items, turns, workers=self.workers, key=self.key), workers=self.workers):
             if item.batch is None:
                 (at,) = order.sets(order.samples(item.position, item.position + 1)[:, 1])
@@ -265,6 +266,7 @@ class TrainLoader:
                 self.ledgers[at].add(read, faults)
             for epoch, tally in audit.closed().items():
                 log.info("epoch %d of the %s ends; on this rank %s", epoch, "data" if self.source == PAIRS else self.source, tally)
+            absent.watch(item.batch)
             yield {self.source: item.batch}
 
 
