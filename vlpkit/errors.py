@@ -63,10 +63,11 @@ def no_part(part: str, recipe: str, parts: Iterable[str]) -> str:
     )
 
 
-def no_draw(name: str, draws: Iterable[str]) -> str:
-    """What reads `DRAW.KEY` where nobody makes that draw."""
+def no_draw(name: str, draws: Iterable[str], *, makers: Sequence[str] = ()) -> str:
+    """What reads `DRAW.KEY` where nobody makes that draw; `makers`: objectives that would."""
     draws, draw = list(draws), name.partition(".")[0]
-    return f"reads {name!r}, but no draw is called {draw!r} (there are: {', '.join(draws) or 'none'}). {did_you_mean(draw, draws)}".rstrip()
+    remedy = did_you_mean(draw, draws) or (f"These bring it: objective=[..., {' | '.join(makers)}]" if makers else "")
+    return f"reads {name!r}, but no draw is called {draw!r} (there are: {', '.join(draws) or 'none'}). {remedy}".rstrip()
 
 
 def opaque_text(kind: str) -> str:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from vlpkit.check import LISTS, signature_of
 from vlpkit.data.wishes import PAIRS
 from vlpkit.errors import did_you_mean, no_draw, no_part, no_source, opaque_text
@@ -59,8 +61,8 @@ def unbuilt(cfg: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def undrawn(cfg: Mapping[str, Any]) -> list[str]:
-    """One line for each `DRAW.KEY` that an objective or a draw of ours reads, where no draw has that name."""
+def undrawn(cfg: Mapping[str, Any], *, conf: Path | None = None) -> list[str]:
+    """One line for each `DRAW.KEY` that an objective or a draw of ours reads, where no draw has that name, and with the options of `conf` that make one."""
     draws, lines = cfg["draws"], []
     for place, nodes in (("objectives", cfg["objectives"]), ("draws", draws)):
         for name, node in nodes.items():
@@ -71,8 +73,14 @@ def undrawn(cfg: Mapping[str, Any]) -> list[str]:
             for key, value in given.items():
                 draw = value.partition(".")[0] if isinstance(value, str) and re.fullmatch(r"[a-z]\w*\.[a-z]\w*", value) else None
                 if draw is not None and draw not in draws and draw not in cfg["model"]:
-                    lines.append(f"{place}.{name}.{key} {no_draw(value, draws)}")
+                    lines.append(f"{place}.{name}.{key} {no_draw(value, draws, makers=_makers(conf, draw))}")
     return lines
+
+
+def _makers(conf: Path | None, draw: str) -> list[str]:
+    """Objectives that bring a draw of this name along."""
+    files = [] if conf is None else sorted((conf / "objective").glob("*.yaml"))
+    return [file.stem for file in files if draw in (OmegaConf.select(OmegaConf.load(file), "draws") or {})]
 
 
 def astray(cfg: Mapping[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def check(cfg: DictConfig, *, conf: Path) -> tuple[dict[str, Any], list[str]]:
     cfg = copy.deepcopy(cfg)
     fill_mix(cfg, conf=conf)
     settings, dropped = settle(cfg, conf=conf)
-    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings), *disordered(settings), *astray(settings), *unknown(settings), *misfits(settings["model"])]:
+    if wrong := [*unbuilt(settings), *unsourced(settings), *unread(settings), *undrawn(settings, conf=conf), *disordered(settings), *astray(settings), *unknown(settings), *misfits(settings["model"])]:
         raise ConfigError(several(wrong))
     parse(settings["total"], place="total")
     trainer, data = settings["trainer"], settings["data"]

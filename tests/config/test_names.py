@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.builders import RECIPES, composed
+from tests.builders import CONF, RECIPES, composed
 from vlpkit.names import astray, disordered, unbuilt, undrawn, unknown, unread, unsourced
 
 
@@ -46,6 +46,12 @@ def test_a_part_that_may_be_read_is_not(overrides: tuple[str, ...], monkeypatch:
 ])  # fmt: skip
 def test_a_draw_that_nobody_makes_is_refused(overrides: tuple[str, ...], message: str) -> None:
     assert message in [line.strip() for line in undrawn(composed(*overrides))]
+
+
+def test_objectives_that_bring_a_missing_draw_are_named() -> None:
+    mask, mix = undrawn(composed("model=lxmert", "objective=[mrfr]"), conf=CONF)
+    assert mask == "objectives.mrfr.text reads 'mask.text', but no draw is called 'mask' (there are: hole). These bring it: objective=[..., mlm | mlm_text]"
+    assert mix.endswith("no draw is called 'mix' (there are: hole). These bring it: objective=[..., itm | wpa | wra]")
 
 
 def test_a_source_that_the_data_do_not_deliver_is_refused() -> None:
