@@ -422,6 +422,6 @@ def test_what_workers_are_given_survives_the_journey_to_a_fresh_process(folder: 
 def test_presets_name_the_settings_of_the_constructor_and_no_others(preset: str) -> None:
     text = (Path(__file__).parents[2] / "conf" / "data" / f"{preset}.yaml").read_text()
     signature = inspect.signature(DataModule).parameters
-    offered = {"image_size", "seed", "words", "regions", "questions", "second"}  # by the program; the last three by what reads them
+    offered = {"image_size", "seed", "words", "regions", "questions", "phrases", "second"}  # by the program; the last four by what reads them
     assert text.startswith("# size: ")
     assert set(yaml.safe_load(text)) == set(signature) - offered | {"_target_"}
