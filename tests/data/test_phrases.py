@@ -14,11 +14,11 @@ from PIL import Image
 from shards import words
 
 from vlpkit.data.decode import Header, Refused
-from vlpkit.data.phrases import NOWHERE, WHOLE, Part, Phrases, Window
+from vlpkit.data.phrases import NOWHERE, WHOLE, Part, Phrases
 from vlpkit.data.shapes.phrases import phrases
 from vlpkit.data.shapes.scenes import Thing, make_scene, place
 from vlpkit.data.shapes.write import World, make_record
-from vlpkit.data.transforms import EvalTransform, TrainTransform, Transform, View, canvas
+from vlpkit.data.transforms import Box, EvalTransform, TrainTransform, Transform, View, canvas
 from vlpkit.data.world import WorldData
 
 OPTIONS: dict[str, Any] = {
@@ -61,7 +61,7 @@ def test_a_record_of_another_form_is_refused(wrong: Any) -> None:
     assert error.value.reason == "bad_record"
 
 
-def marked(width: int, height: int, box: Window) -> bytes:
+def marked(width: int, height: int, box: Box) -> bytes:
     """A black PNG with a white box."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[round(box[1] * height) : round(box[3] * height), round(box[0] * width) : round(box[2] * width)] = 255

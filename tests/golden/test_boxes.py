@@ -45,8 +45,8 @@ class Step:
         assert name == "box"
         return self.made(x)
 
-    def fused(self, image: str, text: str, pairing: str, *, by: str) -> Any:
-        assert (image, text, pairing, by) == ("clean", "phrase", "aligned", "fusion")
+    def fused(self, image: str, text: str, *, by: str) -> Any:
+        assert (image, text, by) == ("clean", "phrase", "fusion")
         return SimpleNamespace(w=Stream(self.states, torch.ones(self.states.shape[:2], dtype=torch.bool), (("w", self.states.shape[1]),)))
 
 
@@ -56,7 +56,7 @@ def test_logits_losses_and_gradients_come_out() -> None:
     boxes = corners(r["in/region_boxes"])
     boxes[0] = 0   # the first text speaks of the whole image, and the original asks for no box then
     step: Any = Step(made, r["out/region_fused_box"], boxes)
-    torch.testing.assert_close(made(step.fused("clean", "phrase", "aligned", by="fusion").w), r["out/region_box_logits"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(made(step.fused("clean", "phrase", by="fusion").w), r["out/region_box_logits"], atol=1e-6, rtol=1e-5)
     loss = Box()(step)
     torch.testing.assert_close(loss.logs["l1"], r["loss/region_bbox"], atol=0, rtol=1e-5)
     torch.testing.assert_close(loss.logs["giou"], r["loss/region_giou"], atol=0, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from vlpkit.maths.boxes import WIDTHS, box_vectors, centred, corners, overlap
+from vlpkit.maths.boxes import WIDTHS, box_vectors, centred, corners, extended, overlap
 
 BOX = torch.tensor([[[0.25, 0.5, 0.75, 0.625]]])
 
@@ -48,3 +48,8 @@ def test_boxes_without_extent_have_finite_overlaps_and_gradients() -> None:
     iou, giou = overlap(box, torch.zeros(1, 4))
     (iou + giou).sum().backward()
     assert iou.isfinite().all() and giou.isfinite().all() and box.grad is not None and box.grad.isfinite().all()
+
+
+def test_a_box_without_width_or_height_has_no_extent() -> None:
+    boxes = torch.tensor([[0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.1, 0.2], [0.1, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.0]])
+    assert extended(boxes).tolist() == [True, False, False, False]

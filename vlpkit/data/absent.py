@@ -6,6 +6,7 @@ import logging
 
 from torch import Tensor
 
+from vlpkit.maths.boxes import extended
 from vlpkit.types import IGNORE, Batch
 
 log = logging.getLogger(__name__)
@@ -36,4 +37,4 @@ class Absent:
 
 
 def _any(name: str, target: Tensor) -> bool:
-    return bool((target != IGNORE).any()) if name == "answer" else bool((target[:, 2:] > target[:, :2]).all(1).any())
+    return bool((target != IGNORE).any()) if name == "answer" else bool(extended(target).any())

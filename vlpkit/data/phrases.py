@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlpkit.data.decode import Refused, clean_caption
+from vlpkit.data.transforms import Box
 
-Window = tuple[float, float, float, float]  # corners x0, y0, x1, y1 as fractions of an image
-WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
-NOWHERE: Window = (0.0, 0.0, 0.0, 0.0)  # of a text that speaks of no part
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)  # corners as fractions of an image
+NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)  # of a text that speaks of no part
 
 
 class Part(NamedTuple):
     """A phrase, and where in the image is what it names; NOWHERE when that is not asked."""
 
     text: str
-    box: Window
+    box: Box
 
 
 class Phrases:
@@ -50,7 +50,7 @@ class Phrases:
                 found.append(Part(text, (left, top, right, bottom)))
         return found
 
-    def choose(self, captions: Sequence[str], record: Mapping[str, Any], seen: Window, rng: np.random.Generator | None) -> Part:
+    def choose(self, captions: Sequence[str], record: Mapping[str, Any], seen: Box, rng: np.random.Generator | None) -> Part:
         """A phrase about a part that is seen, its box as fractions of what is seen; else a caption, NOWHERE.
 
         Args:
@@ -62,7 +62,7 @@ class Phrases:
         parts = [part for one in self.of(record) if (part := self._within(one, seen)) is not None] or [Part(text, NOWHERE) for text in captions]
         return parts[0 if rng is None else int(rng.integers(len(parts)))]
 
-    def _within(self, part: Part, seen: Window) -> Part | None:
+    def _within(self, part: Part, seen: Box) -> Part | None:
         left, top, right, bottom = part.box
         x0, y0, x1, y1 = max(left, seen[0]), max(top, seen[1]), min(right, seen[2]), min(bottom, seen[3])
         kept = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)

@@ -28,6 +28,11 @@ def box_vectors(boxes: Tensor, layout: Layout) -> Tensor:
     return torch.cat({"area": [boxes, area], "size": [boxes, size], "full": [boxes, size, area]}[layout], -1)
 
 
+def extended(boxes: Tensor) -> Tensor:
+    """(..., 4) corners to (...,) bool: whether there is anything inside; a target without extent asks for nothing."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
 def centred(boxes: Tensor) -> Tensor:
     """(..., 4) corners x1, y1, x2, y2 to centre, width and height: cx, cy, w, h."""
     low, high = boxes[..., :2], boxes[..., 2:]

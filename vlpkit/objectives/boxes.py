@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from vlpkit.layers.heads import BoxHead
-from vlpkit.maths.boxes import centred, corners, overlap
+from vlpkit.maths.boxes import centred, corners, extended, overlap
 from vlpkit.objectives.base import Objective
 from vlpkit.streams import Streams
 from vlpkit.types import Dims, Loss
@@ -19,7 +19,6 @@ class Box(Objective):
 
     Args:
         target: (B, 4) corners of each text's box as fractions of the image, all 0 where none is asked for.
-        pairing: rows to fuse; each text with its own image.
         image: image input.
         text: text input.
         by: the fusion.
@@ -29,11 +28,11 @@ class Box(Objective):
     """
 
     def __init__(
-        self, *, target: str = "box", pairing: str = "aligned", image: str = "clean", text: str = "phrase", by: str = "fusion", head: str = "box",
+        self, *, target: str = "box", image: str = "clean", text: str = "phrase", by: str = "fusion", head: str = "box",
         on: str = "pairs", weight: float = 1.0,
     ) -> None:
         super().__init__(on=on, weight=weight)
-        self.target, self.pairing, self.image, self.text, self.by, self.name = target, pairing, image, text, by, head
+        self.target, self.image, self.text, self.by, self.name = target, image, text, by, head
 
     def heads(self, dims: Dims) -> Mapping[str, nn.Module]:
         """A box head."""
@@ -43,10 +42,10 @@ class Box(Objective):
         """Sum of the absolute differences of the four numbers, plus 1 - generalised IoU, over the boxes of this rank; 0 when there is none.
         Logs both, and `acc`, the share of the boxes found with an IoU of at least 0.5."""
         wanted = s.target(self.target).float()
-        found = s.head(self.name, s.fused(self.image, self.text, self.pairing, by=self.by).w).float().sigmoid()
+        found = s.head(self.name, s.fused(self.image, self.text, by=self.by).w).float().sigmoid()
         iou, giou = overlap(corners(found), wanted)
         apart = (found - centred(wanted)).abs().sum(-1)
-        real = (wanted[:, 2:] > wanted[:, :2]).all(-1)
+        real = extended(wanted)
         count = real.sum().clamp(min=1)
 
         l1, outside = apart.masked_fill(~real, 0).sum() / count, (1 - giou).masked_fill(~real, 0).sum() / count
